@@ -1,0 +1,1 @@
+"""The calculation: no terminal, no command line, importable on its own."""

@@ -1,0 +1,1 @@
+"""Checkpoints in and out: references, the fit of a pair, adapters."""

@@ -1,0 +1,1 @@
+"""Records: readers, chat templates, batches, splits, built-in prompt sets."""

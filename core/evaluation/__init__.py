@@ -1,0 +1,1 @@
+"""What a model does: generation, judges, rates with intervals."""

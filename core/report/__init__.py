@@ -1,0 +1,1 @@
+"""What a run leaves behind: report, page, model card, written whole or not at all."""

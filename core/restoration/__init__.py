@@ -1,0 +1,1 @@
+"""The step, its trust region and the controls."""

@@ -1,0 +1,1 @@
+"""A small base model, its fine-tuned adapter and their records, really trained."""
