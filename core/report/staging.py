@@ -1,0 +1,141 @@
+"""OUT appears whole or not at all: files are written to a sibling folder, renamed at the end."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..errors import SaferestoreError, UsageError
+
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+
+
+def check_out(out: Path, *, force: bool = False) -> None:
+    """Refuse an OUT that could not be written at the end; called before any work is done.
+
+    Args:
+        out: The folder to write; its parents need not exist.
+        force: Whether a non-empty folder may be replaced.
+
+    Raises:
+        UsageError: OUT is a file, a folder with files in it (without `force`), or lies where nothing can be made.
+        SaferestoreError: The disk is full.
+    """
+    with _as_usable(out):
+        if out.exists() and not out.is_dir():
+            raise UsageError(f"OUT is not a folder - {out}", hint="give -o a folder that does not exist yet")
+        if out.is_dir() and not force and any(out.iterdir()):
+            raise UsageError(f"OUT is not empty - {out}", hint="give -o another folder, or --force to replace it")
+        _remove(_make(_workplace(out.resolve())))
+
+
+@contextlib.contextmanager
+def staged(out: Path, *, force: bool = False) -> Iterator[Path]:
+    """Yield an empty folder beside OUT that becomes OUT when the block ends without an exception.
+
+    Args:
+        out: The folder that is to appear; its parents are made.
+        force: Whether a non-empty OUT is replaced. It stands untouched until the new one is whole.
+
+    Yields:
+        The folder to write into. After any exception, Ctrl-C included, it is gone, with the parents made for it.
+
+    Raises:
+        UsageError: OUT cannot be written (as `check_out`).
+        SaferestoreError: The disk is full.
+    """
+    check_out(out, force=force)
+    target = out.resolve()
+    _clear_stale(target)
+    with _as_usable(out):
+        made = _make(_workplace(target))
+    try:
+        yield made[-1]
+        _swap(made[-1], target)
+    except BaseException as error:
+        _remove(made)
+        if _is_full_disk(error):
+            raise _full_disk(out) from error
+        raise
+
+
+def _workplace(target: Path) -> Path:
+    return target.parent / f".{target.name}.staging-{os.getpid()}"
+
+
+def _make(folder: Path) -> list[Path]:
+    """Make a folder and its missing parents (with the umask's rights, unlike mkdtemp's) and list them."""
+    missing = [folder, *(parent for parent in folder.parents if not parent.exists())]
+    if folder.exists():
+        shutil.rmtree(folder)
+    for path in reversed(missing):
+        path.mkdir()
+    return missing[::-1]
+
+
+def _remove(made: list[Path]) -> None:
+    """Remove the last folder with all in it and the others where they are empty."""
+    shutil.rmtree(made[-1], ignore_errors=True)
+    for parent in reversed(made[:-1]):
+        with contextlib.suppress(OSError):
+            parent.rmdir()
+
+
+def _swap(folder: Path, target: Path) -> None:
+    """Put `folder` in the place of `target`; the old one is set aside first and comes back on failure."""
+    if not target.exists():
+        folder.rename(target)
+        return
+    aside = target.parent / f".{target.name}.old-{os.getpid()}"
+    target.rename(aside)
+    try:
+        folder.rename(target)
+    except BaseException:
+        aside.rename(target)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _clear_stale(target: Path) -> None:
+    """Remove what a killed run left beside OUT."""
+    pattern = re.compile(rf"\.{re.escape(target.name)}\.staging-(\d+)")
+    for path in target.parent.glob(".*.staging-*"):
+        match = pattern.fullmatch(path.name)
+        if match and not _is_alive(int(match[1])):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+@contextlib.contextmanager
+def _as_usable(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if _is_full_disk(error):
+            raise _full_disk(out) from error
+        raise UsageError(f"cannot write OUT - {out}: {error.strerror}",
+                         hint="give -o a folder you may write to") from error
+
+
+def _is_full_disk(error: BaseException) -> bool:
+    """Tell a full disk also from the text of libraries that wrap the error (safetensors does)."""
+    return getattr(error, "errno", None) in FULL_DISK or "No space left on device" in str(error)
+
+
+def _full_disk(out: Path) -> SaferestoreError:
+    return SaferestoreError(f"no space left on the disk - {out}",
+                            hint="free some space, or give -o a folder on another disk")
