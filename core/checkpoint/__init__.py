@@ -1,1 +1,1 @@
-"""Checkpoints in and out: references, the fit of a pair, adapters."""
+"""Checkpoints: references, opening a pair by exact names, the fit check, adapters in and out."""

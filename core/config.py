@@ -1,0 +1,147 @@
+"""Settings of a run as frozen dataclasses, checked when made, read from and written to YAML (no torch here)."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from .errors import UsageError
+
+Progress = Callable[[str, int, int], None]
+"""Called as progress(stage, done, total) by every long stage; `done == total` ends the stage."""
+
+
+def no_progress(stage: str, done: int, total: int) -> None:
+    """Ignore progress."""
+
+
+DTYPES = ("auto", "bfloat16", "float16", "float32")
+OBJECTIVES = ("anchor", "ascent", "match")
+ENGINES = ("fisher", "diagonal", "cg", "lbfgs", "identity")
+
+
+@dataclass(frozen=True)
+class RestoreConfig:
+    """Everything that decides what `restore` writes. Field names are the flags with underscores.
+
+    Attributes:
+        base: Reference of the aligned base model, or `-` where the adapter names its base.
+        tuned: Reference of the fine-tuned checkpoint.
+        harmful: Files of harmful prompts, `FILE[:FORMAT]`; empty means the built-in set.
+        safe: Files of safe answers to harmful prompts; empty means the base's own.
+        task: Files of task rows with answers.
+        benign: Files of benign look-alike prompts; empty means the built-in set.
+        untouched: Files of rows of a skill that is in no fit set: measured only.
+        objective: Names of safety objectives joined by `+`.
+        engine: How (F + lambda I)^-1 v is computed.
+        max_drift: Budget for KL(tuned || restored) on retain rows, nats per answer token.
+        max_steps: Outer steps at most.
+        fit_rows: Harmful rows used to fit, at most; as many retain rows twice.
+        held_out_rows: Rows of each set that results are measured on, at most.
+        hold_out_categories: Whole harm categories kept out of the fit part.
+        max_new_tokens: Longest generated answer, tokens.
+    """
+
+    base: str
+    tuned: str
+    harmful: tuple[str, ...] = ()
+    safe: tuple[str, ...] = ()
+    task: tuple[str, ...] = ()
+    benign: tuple[str, ...] = ()
+    untouched: tuple[str, ...] = ()
+    objective: str = "anchor"
+    engine: str = "fisher"
+    max_drift: float = 0.01
+    max_steps: int = 10
+    fit_rows: int = 64
+    held_out_rows: int = 128
+    hold_out_categories: int = 2
+    max_new_tokens: int = 64
+    batch_size: int = 32
+    rank: int = 16
+    dtype: str = "auto"
+    device: str = "auto"
+    device_map: str | None = None
+    max_memory: str | None = None
+    load_in: str | None = None
+    chat_template: str = "auto"
+    system_prompt: str | None = None
+    seed: int = 0
+    low_memory: bool = False
+    controls: bool = True
+    offline: bool = False
+    force: bool = False
+    redact: str = "auto"
+
+    def __post_init__(self) -> None:
+        """Refuse values that could only fail later.
+
+        Raises:
+            UsageError: A value outside its range, or a name that is no row of its table.
+        """
+        _one_of("dtype", self.dtype, DTYPES)
+        _one_of("engine", self.engine, ENGINES)
+        _one_of("redact", self.redact, ("auto", "all", "none"))
+        for term in self.objective.split("+"):
+            _one_of("objective", term, OBJECTIVES)
+        for name in ("max_steps", "fit_rows", "held_out_rows", "max_new_tokens", "batch_size", "rank"):
+            _positive(name, getattr(self, name))
+        _positive("max_drift", self.max_drift)
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise UsageError(f"unknown value - --{name.replace('_', '-')} {value}", hint=nearest(value, allowed))
+
+
+def _positive(name: str, value: float) -> None:
+    if not value > 0:
+        raise UsageError(f"must be positive - --{name.replace('_', '-')} {value}", hint="give a number above 0")
+
+
+def nearest(name: str, allowed: typing.Iterable[str]) -> str:
+    """Return `did you mean X?` for the closest allowed name, else the list of them."""
+    allowed = sorted(allowed)
+    close = difflib.get_close_matches(name, allowed, n=1, cutoff=0.5)
+    return f"did you mean {close[0]}?" if close else f"one of: {', '.join(allowed)}"
+
+
+def read_yaml(path: Path, known: typing.Iterable[str]) -> dict[str, object]:
+    """Read settings from a YAML mapping; keys may use `-` or `_`.
+
+    Args:
+        path: The file.
+        known: Field names that are allowed.
+
+    Returns:
+        Field name to value, lists as tuples.
+
+    Raises:
+        UsageError: A missing or unreadable file, no mapping, or an unknown key (the nearest known one is named).
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"cannot read configuration - {path}: {type(error).__name__}",
+                         hint="give --config a readable YAML file") from error
+    if not isinstance(content, Mapping):
+        raise UsageError(f"no mapping of settings - {path}", hint="write one `key: value` a line")
+    settings = {str(key).replace("-", "_"): value for key, value in content.items()}
+    allowed = set(known)
+    for key in settings:
+        if key not in allowed:
+            raise UsageError(f"unknown key `{key}` - {path}", hint=nearest(key, allowed))
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
+
+
+def to_yaml(config: RestoreConfig) -> str:
+    """Return the settings as YAML, sorted by name, as `read_yaml` reads them."""
+    plain = {key: list(value) if isinstance(value, tuple) else value
+             for key, value in dataclasses.asdict(config).items()}
+    return yaml.safe_dump(plain, sort_keys=True, allow_unicode=True)

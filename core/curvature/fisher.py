@@ -1,0 +1,172 @@
+"""The Fisher matrix in sample space: F = R'R from one batched backward pass, inverted exactly by Woodbury.
+
+Row i of R is the sum over the answer tokens of row i of grad log p(sampled label), divided by the square root of all
+answer tokens. Labels are drawn from the model itself, so cross terms between tokens vanish in the mean and R'R is an
+unbiased estimate of the Fisher matrix per token (Martens 2020, section 5; its inverse is not unbiased).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..checkpoint.session import LiveModel
+from ..data.batches import Batch
+from ..data.scratch import scratch_tensor
+from ..losses import AnswerLogits, Loss, answer_logits, row_count
+from ..params import Params
+from .operator import Solution
+
+RowScores = dict[str, Tensor]
+"""Adapter parameter name -> [rows of the batch, *shape of the parameter]."""
+
+
+def sampled_score(out: AnswerLogits, generator: torch.Generator) -> Tensor:
+    """Return the sum over tokens of log p(label drawn from p); its gradient is the score."""
+    log_p = torch.log_softmax(out.logits, dim=-1)
+    # Drawn on the CPU from one generator, so that a seed gives the same labels on every device.
+    labels = torch.multinomial(log_p.detach().exp().cpu(), 1, generator=generator).to(log_p.device)
+    return log_p.gather(1, labels).sum()
+
+
+def per_row_gradients(live: LiveModel, batch: Batch, scalar: Callable[[AnswerLogits], Tensor]) -> RowScores:
+    """Gradients of each row's share of a scalar by every adapter parameter, from one backward pass.
+
+    The gradient of a linear map's weight is the outer product of its output gradient with its input, summed over
+    tokens; keeping the rows apart in that sum replaces the weight gradients of an ordinary backward pass, so the
+    pass costs about one gradient for all rows together. It needs every parameter of `live.leaves` to be the weight
+    of an `nn.Linear`, as the two factors of a LoRA adapter are.
+
+    Args:
+        live: The model; parameters are taken as they stand.
+        batch: B rows.
+        scalar: A sum over the batch's tokens to be differentiated.
+
+    Returns:
+        Parameter name -> [B, out, in].
+    """
+    names = {name: live.model.get_submodule(name.removesuffix(".weight")) for name in live.leaves}
+    inputs: dict[str, Tensor] = {}
+    outputs: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            inputs[name], outputs[name] = args[0].detach(), output
+        return hook
+
+    handles = [module.register_forward_hook(keep(name)) for name, module in names.items()]
+    try:
+        value = scalar(answer_logits(live.model, batch))
+    finally:
+        for handle in handles:
+            handle.remove()
+    reached = list(outputs)
+    grads = torch.autograd.grad(value, [outputs[name] for name in reached], allow_unused=True,
+                                materialize_grads=True)
+    return {name: torch.bmm(grad.transpose(1, 2), inputs[name].to(grad.dtype))
+            for name, grad in zip(reached, grads, strict=True)}
+
+
+def score_rows(live: LiveModel, losses: Sequence[Loss], *, seed: int) -> Iterator[tuple[Tensor, RowScores]]:
+    """Yield (row numbers, r_i of these rows) a batch, the rows of all losses numbered one after the other.
+
+    Args:
+        live: The model at its present parameters.
+        losses: Cross-entropies or divergences; the scores of a loss are weighted by the root of its token weight,
+            so that the sum of r_i r_i' estimates the Gauss-Newton matrix of the sum of the losses.
+        seed: Of the sampled labels.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    first = 0
+    for loss in losses:
+        root = loss.token_weight ** 0.5
+        for batch in loss.batches:
+            yield batch.rows + first, per_row_gradients(live, batch, lambda out: sampled_score(out, generator) * root)
+        first += row_count(loss.batches)
+
+
+@dataclass(frozen=True)
+class LowRankFisher:
+    """F = R'R with its Gram matrix decomposed once, so that a solve for any damping costs two passes over R.
+
+    Attributes:
+        rows: Parameter name -> [n, numel], the blocks of R.
+        shapes: Parameter name -> a tensor of the parameter's shape, type and device.
+        values: [n], eigenvalues of R R', ascending, float64.
+        vectors: [n, n], its eigenvectors in columns, float64.
+        mean_diagonal: trace(F) / d.
+    """
+
+    rows: dict[str, Tensor]
+    shapes: Params
+    values: Tensor
+    vectors: Tensor
+    mean_diagonal: float
+
+    def _apply(self, v: Params) -> Tensor:
+        """R v, [n], float64."""
+        parts = [(block @ v[name].reshape(-1).to(block)).double().cpu() for name, block in self.rows.items()]
+        return torch.stack(parts).sum(0)
+
+    def _transpose(self, w: Tensor) -> Params:
+        """R' w."""
+        return {name: (block.T @ w.to(block)).view_as(self.shapes[name]).to(self.shapes[name])
+                for name, block in self.rows.items()}
+
+    def matvec(self, v: Params) -> Params:
+        """Return R'R v."""
+        return self._transpose(self._apply(v))
+
+    def solve(self, v: Params, damping: float) -> Solution:
+        """Return (R'R + damping I)^-1 v = (v - R'(RR' + damping I)^-1 R v) / damping (Woodbury)."""
+        inner = self.vectors @ ((self.vectors.T @ self._apply(v)) / (self.values + damping))
+        back = self._transpose(inner)
+        # (RR' + damping I)^-1 R v = R x, so R' of it is already F x.
+        return Solution({name: (v[name] - back[name]) / damping for name in v}, back, None, 0, "exact")
+
+
+def low_rank_fisher(rows: dict[str, Tensor], shapes: Params) -> LowRankFisher:
+    """Decompose R R' (n x n) and return the operator R'R.
+
+    Args:
+        rows: Parameter name -> [n, numel].
+        shapes: Parameter name -> a tensor of the parameter's shape.
+    """
+    gram = sum(_gram(block) for block in rows.values())
+    assert isinstance(gram, Tensor)
+    values, vectors = torch.linalg.eigh(gram)
+    count = sum(t.numel() for t in shapes.values())
+    return LowRankFisher(rows, shapes, values.clamp(min=0), vectors, float(gram.trace()) / count)
+
+
+def _gram(block: Tensor, columns: int = 65536) -> Tensor:
+    """R_m R_m' in float64 without a float64 copy of more than `columns` columns."""
+    return sum((part.double() @ part.double().T for part in block.split(columns, dim=1)),
+               torch.zeros(len(block), len(block), dtype=torch.float64, device=block.device)).cpu()
+
+
+def fisher(live: LiveModel, losses: Sequence[Loss], *, seed: int, on_disk: bool = False) -> LowRankFisher:
+    """Estimate the Fisher matrix of a sum of losses by one backward pass over their rows.
+
+    Args:
+        live: The model at its present parameters.
+        losses: Whose Gauss-Newton matrix is estimated, usually the drift alone.
+        seed: Of the sampled labels.
+        on_disk: Keep R (n x d, the parameters' type) in a file instead of memory.
+    """
+    shapes = {name: leaf.detach() for name, leaf in live.leaves.items()}
+    count = sum(row_count(loss.batches) for loss in losses)
+    rows = {name: _storage(count, leaf, on_disk=on_disk) for name, leaf in shapes.items()}
+    for numbers, scores in score_rows(live, losses, seed=seed):
+        for name, block in scores.items():
+            rows[name][numbers.to(rows[name].device)] = block.flatten(1).to(rows[name])
+    return low_rank_fisher(rows, shapes)
+
+
+def _storage(count: int, leaf: Tensor, *, on_disk: bool) -> Tensor:
+    if on_disk:
+        return scratch_tensor((count, leaf.numel()), leaf.dtype, on_disk=True).zero_()
+    return torch.zeros(count, leaf.numel(), dtype=leaf.dtype, device=leaf.device)
