@@ -1,0 +1,138 @@
+"""Greedy answers in batches that are the same as one prompt at a time, leaving the model as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig
+
+from ..config import Progress, no_progress
+from ..errors import SaferestoreError, UsageError
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One answer.
+
+    Attributes:
+        tokens: Its token ids, without the one that ended it.
+        finished: Whether it ended by itself within the tokens allowed.
+    """
+
+    tokens: tuple[int, ...]
+    finished: bool
+
+
+def generate(model: Any, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, batch_size: int,
+             pad_id: int, eos_ids: Sequence[int], progress: Progress = no_progress,
+             stage: str = "generate") -> list[Generation]:
+    """Answer every prompt greedily.
+
+    Prompts of similar length are batched, the longest first, and padded on the left. The checkpoint's own
+    generation settings (sampling, repetition penalty, forced tokens, ...) are not used. When a batch does not
+    fit in memory, it and all later ones are halved; when one prompt alone does not, that is a SaferestoreError.
+    An empty prompt, or a size below 1, is a UsageError.
+
+    Args:
+        model: A Hugging Face causal LM or a PEFT model around one; its mode, settings and cache switch are as
+            before on return.
+        prompts: Token ids, each at least one.
+        max_new_tokens: Longest answer.
+        batch_size: Prompts a batch, at most.
+        pad_id: Any token id; it is masked out.
+        eos_ids: Ids that end an answer; where empty, every answer has `max_new_tokens` tokens.
+        progress: Called after every batch with the number of prompts answered.
+        stage: The name that progress is reported under.
+
+    Returns:
+        One answer a prompt, in the order of the prompts.
+    """
+    _check(prompts, max_new_tokens, batch_size)
+    order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
+    answers: dict[int, Generation] = {}
+    with quiet_model(model) as inner:
+        while len(answers) < len(order):
+            batch = order[len(answers):len(answers) + batch_size]
+            tokens = _attempt(inner, [prompts[i] for i in batch], max_new_tokens, pad_id, eos_ids)
+            if tokens is None:
+                batch_size = _smaller(len(batch))
+                continue
+            answers.update(zip(batch, (_until_eos(row, eos_ids) for row in tokens), strict=True))
+            progress(stage, len(answers), len(order))
+    return [answers[i] for i in range(len(prompts))]
+
+
+def _check(prompts: Sequence[Sequence[int]], max_new_tokens: int, batch_size: int) -> None:
+    empty = next((i for i, prompt in enumerate(prompts) if not len(prompt)), None)
+    if empty is not None:
+        raise UsageError(f"empty prompt - number {empty}", hint="leave such prompts out")
+    for name, value in (("--max-new-tokens", max_new_tokens), ("--batch-size", batch_size)):
+        if value < 1:
+            raise UsageError(f"must be at least 1 - {name} {value}", hint=f"try {name} 32")
+
+
+@contextmanager
+def quiet_model(model: Any) -> Iterator[Any]:
+    """Yield the Hugging Face model in evaluation mode with empty generation settings; restore both on exit.
+
+    PEFT's own `generate` rewires two attributes of the wrapped model and leaves one so; the adapters sit
+    inside the wrapped model and work without it. Passing a GenerationConfig alone would not do: the
+    checkpoint's settings fill in whatever it leaves unset.
+
+    Args:
+        model: A Hugging Face causal LM or a PEFT model around one.
+
+    Yields:
+        The model that has `generate`.
+    """
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    own, training = inner.generation_config, [module for module in inner.modules() if module.training]
+    inner.eval()
+    inner.generation_config = GenerationConfig()
+    try:
+        yield inner
+    finally:
+        inner.generation_config = own
+        for module in training:
+            module.training = True
+
+
+def _attempt(model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int, pad_id: int,
+             eos_ids: Sequence[int]) -> list[list[int]] | None:
+    """Return the new tokens of each prompt, None when memory ran out."""
+    ids, mask = _left_padded(prompts, pad_id)
+    settings = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, use_cache=True,
+                                pad_token_id=pad_id, eos_token_id=list(eos_ids) or None)
+    try:
+        with torch.no_grad():
+            out = model.generate(input_ids=ids.to(model.device), attention_mask=mask.to(model.device),
+                                 generation_config=settings)
+    except torch.OutOfMemoryError:
+        return None
+    return out[:, ids.shape[1]:].tolist()
+
+
+def _left_padded(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+    width = max(map(len, prompts))
+    gaps = [width - len(prompt) for prompt in prompts]
+    ids = [[pad_id] * gap + list(prompt) for gap, prompt in zip(gaps, prompts, strict=True)]
+    mask = [[0] * gap + [1] * (width - gap) for gap in gaps]
+    return torch.tensor(ids, dtype=torch.long), torch.tensor(mask, dtype=torch.long)
+
+
+def _smaller(batch_size: int) -> int:
+    if batch_size == 1:
+        raise SaferestoreError("out of memory - one prompt alone does not fit",
+                               hint="lower --max-new-tokens, or give --device cpu")
+    torch.cuda.empty_cache()  # what the failed batch had reserved; does nothing where there is no CUDA
+    return batch_size // 2
+
+
+def _until_eos(tokens: Sequence[int], eos_ids: Sequence[int]) -> Generation:
+    end = next((i for i, token in enumerate(tokens) if token in set(eos_ids)), None)
+    return Generation(tuple(tokens if end is None else tokens[:end]), end is not None)
