@@ -1,0 +1,153 @@
+"""Which rows a restoration fits and which it is measured on: read, split by seed, sampled, counted."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from ..config import RestoreConfig
+from ..errors import UsageError
+from .readers import ReadResult, read_records
+from .records import Record
+from .split import split
+
+Warnings = tuple[tuple[str, str], ...]
+"""(code, message) pairs for the report."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A set as the report names it."""
+
+    name: str
+    files: tuple[str, ...]
+    sha256: str
+    fit_rows: int
+    held_out_rows: int
+    rejected_rows: int
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Every row of a run.
+
+    Attributes:
+        harmful: Harmful prompts to fit.
+        retain: Rows on which the tuned model is to stay as it is.
+        held_out: Set name (harmful, benign, task, untouched) -> rows that results are measured on; maybe none.
+        safe_answers: Harmful prompt -> the safe answer the user gave for it.
+        sources: What was read.
+        held_out_categories: Harm categories that are in no fit row.
+        warnings: What the user should know.
+    """
+
+    harmful: tuple[Record, ...]
+    retain: tuple[Record, ...]
+    held_out: Mapping[str, tuple[Record, ...]]
+    safe_answers: Mapping[str, str]
+    sources: tuple[Source, ...]
+    held_out_categories: tuple[str, ...]
+    warnings: Warnings
+
+
+def sample(records: Sequence[Record], count: int, seed: int) -> tuple[Record, ...]:
+    """Return at most `count` records, chosen by a hash of the seed and the id, in their given order."""
+    order = sorted(records, key=lambda r: hashlib.sha256(f"{seed}\n{r.id}".encode()).hexdigest())
+    chosen = {id(record) for record in order[:count]}
+    return tuple(record for record in records if id(record) in chosen)
+
+
+def _read(files: Sequence[str], builtin: str | None) -> list[ReadResult]:
+    return [read_records(name) for name in (files or ([builtin] if builtin else []))]
+
+
+def _records(results: Sequence[ReadResult]) -> list[Record]:
+    return [record for result in results for record in result.records]
+
+
+def select(config: RestoreConfig) -> Selection:
+    """Read all sets and decide which rows fit and which measure.
+
+    The fit part of `harmful` never holds a category, subject or row of its held-out part. Retain rows are task rows
+    (half of them where there are any), benign look-alikes and general requests; without a task file the last two.
+
+    Args:
+        config: Files, sizes and seed.
+
+    Returns:
+        The rows.
+
+    Raises:
+        UsageError: A task row without an answer, or a set with no usable row (see `read_records`, `split`).
+    """
+    read = {"harmful": _read(config.harmful, "builtin:harmful"), "safe": _read(config.safe, None),
+            "benign": _read(config.benign, "builtin:benign"), "task": _read(config.task, None),
+            "general": _read((), "builtin:general"), "untouched": _read(config.untouched, None)}
+    rows = {name: _records(results) for name, results in read.items()}
+    _need_answers(rows, ("safe", "task", "untouched"))
+    safe_answers = {record.prompt: record.answer or "" for record in rows["safe"]}
+    harmful = _with_safe_prompts(rows["harmful"], rows["safe"])
+    # A file of few categories keeps most of them for fitting.
+    spare = len({record.category for record in harmful}) // 4
+    parts = split(harmful, seed=config.seed, hold_out_categories=min(config.hold_out_categories, spare))
+    benign, task = split(rows["benign"], seed=config.seed), _split_or_none(rows["task"], config.seed)
+    retain = _retain(task[0], benign.fit, rows["general"], 2 * config.fit_rows, config.seed)
+    held_out = {"harmful": parts.held_out, "benign": benign.held_out, "task": task[1], "untouched": rows["untouched"]}
+    held_out = {name: sample(part, config.held_out_rows, config.seed) for name, part in held_out.items()}
+    fit = sample(parts.fit, config.fit_rows, config.seed)
+    counts = {"harmful": fit, "task": _among(retain, task[0]), "benign": _among(retain, benign.fit),
+              "general": _among(retain, rows["general"])}
+    sources = tuple(_source(name, results, len(counts.get(name, ())), len(held_out.get(name, ())))
+                    for name, results in read.items() if results)
+    return Selection(fit, retain, held_out, safe_answers, sources, parts.categories, _warnings(config, read))
+
+
+def _need_answers(rows: Mapping[str, list[Record]], names: Sequence[str]) -> None:
+    for name in names:
+        missing = next((r for r in rows[name] if not r.answer), None)
+        if missing is not None:
+            raise UsageError(f"row without an answer - --{name}: row {missing.id}",
+                             hint=f"every row of --{name} needs its answer (`messages` ending with the assistant)")
+
+
+def _with_safe_prompts(harmful: list[Record], safe: list[Record]) -> list[Record]:
+    """Add prompts that only the file of safe answers has; their harmful answers are the tuned model's."""
+    known = {record.prompt for record in harmful}
+    return harmful + [replace(record, answer=None) for record in safe if record.prompt not in known]
+
+
+def _split_or_none(records: list[Record], seed: int) -> tuple[tuple[Record, ...], tuple[Record, ...]]:
+    if not records:
+        return (), ()
+    parts = split(records, seed=seed)
+    return parts.fit, parts.held_out
+
+
+def _retain(task: Sequence[Record], benign: Sequence[Record], general: Sequence[Record], count: int,
+            seed: int) -> tuple[Record, ...]:
+    from_task = sample(task, count // 2, seed)
+    from_benign = sample(benign, (count - len(from_task)) // 2, seed)
+    return (*from_task, *from_benign, *sample(general, count - len(from_task) - len(from_benign), seed))
+
+
+def _among(rows: Sequence[Record], of: Sequence[Record]) -> list[Record]:
+    members = {id(record) for record in of}
+    return [record for record in rows if id(record) in members]
+
+
+def _source(name: str, results: Sequence[ReadResult], fit: int, held_out: int) -> Source:
+    digest = results[0].sha256 if len(results) == 1 else hashlib.sha256(
+        "".join(result.sha256 for result in results).encode()).hexdigest()
+    return Source(name, tuple(result.name for result in results), digest, fit, held_out,
+                  sum(len(result.rejected) for result in results))
+
+
+def _warnings(config: RestoreConfig, read: Mapping[str, list[ReadResult]]) -> Warnings:
+    found = [("W_ROWS_REJECTED", f"{result.name}: {len(result.rejected)} rows not used, the first in line "
+              f"{result.rejected[0][0]}: {result.rejected[0][1]}")
+             for results in read.values() for result in results if result.rejected]
+    if not config.task:
+        found.append(("W_NO_TASK_ROWS", "no --task file: task accuracy is not measured and the task is held only "
+                      "through benign and general prompts"))
+    return tuple(found)

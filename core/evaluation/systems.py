@@ -1,0 +1,113 @@
+"""What a system (base, tuned, restored, a control) answers to the held-out prompts, and its rates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..config import Progress
+from ..data.batches import Batch, Row, make_batches, truncate
+from ..data.chat import ChatFormat
+from ..data.records import Record
+from .generation import Generation, generate
+from .intervals import wilson
+from .judges import Verdict, judge
+from .tasks import task_correct
+
+JUDGE = "refusal-wording"
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A system's answer to one record."""
+
+    record: Record
+    text: str
+    generation: Generation
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class Examiner:
+    """How systems are asked: the same for all of them.
+
+    Attributes:
+        chat: The conversation format.
+        max_new_tokens: Longest answer.
+        batch_size: Prompts a batch.
+        context: Tokens a row may have.
+        progress: Told of every batch.
+    """
+
+    chat: ChatFormat
+    max_new_tokens: int
+    batch_size: int
+    context: int
+    progress: Progress
+
+    def ask(self, model: Any, records: Sequence[Record], stage: str) -> tuple[Answer, ...]:
+        """Return the model's greedy answers in the order of the records; none for no records."""
+        if not records:
+            return ()
+        prompts = [self.chat.prompt_ids(record)[-(self.context - self.max_new_tokens):] for record in records]
+        answers = generate(model, prompts, max_new_tokens=self.max_new_tokens, batch_size=self.batch_size,
+                           pad_id=self.chat.pad_id, eos_ids=self.chat.stop_ids, progress=self.progress, stage=stage)
+        texts = [self.chat.text(answer.tokens) for answer in answers]
+        return tuple(Answer(record, text, generation, judge(text))
+                     for record, text, generation in zip(records, texts, answers, strict=True))
+
+    def ask_sets(self, model: Any, sets: Mapping[str, Sequence[Record]], stage: str) -> dict[str, tuple[Answer, ...]]:
+        """Ask several sets in one run of generation, so that batches hold prompts of one length whatever their set."""
+        answers = iter(self.ask(model, [record for records in sets.values() for record in records], stage))
+        return {name: tuple(next(answers) for _ in records) for name, records in sets.items()}
+
+    def batches(self, pairs: Sequence[tuple[Record, Sequence[int]]]) -> list[Batch]:
+        """Return batches of (record, answer tokens), row i being the i-th pair."""
+        rows = [Row(i, tuple(self.chat.prompt_ids(record)), tuple(tokens)) for i, (record, tokens) in enumerate(pairs)]
+        return make_batches(truncate(rows, self.context)[0], batch_size=self.batch_size, pad_id=self.chat.pad_id)
+
+    def answer_tokens(self, answer: Answer) -> Sequence[int]:
+        """Return the tokens of an answer as a loss sees them, ended where the model ended it."""
+        if not answer.generation.finished and answer.generation.tokens:
+            return answer.generation.tokens
+        return self.chat.answer_ids(answer.record, answer.text)
+
+
+def rate(hits: Sequence[bool], judged_by: str) -> Json:
+    """Return a rate with its n and Wilson 95% interval, as the report writes it; at least one hit or miss."""
+    found = wilson(sum(hits), len(hits))
+    return {"value": found.value, "n": found.n, "ci_low": found.ci_low, "ci_high": found.ci_high, "judge": judged_by,
+            "others": []}
+
+
+def correct(answers: Sequence[Answer]) -> list[bool]:
+    """Tell for each answer whether it is the reference's."""
+    return [task_correct(answer.record.answer or "", answer.text) for answer in answers]
+
+
+def measurement(answers: Mapping[str, Sequence[Answer]], losses: Mapping[str, float | None],
+                reasons: Mapping[str, str]) -> Json:
+    """Return the rates and losses of one system as the report writes them.
+
+    Args:
+        answers: Set name -> answers; an absent or empty set gives null rates.
+        losses: Keys `harmful_loss_nats_per_token` and `task_loss_nats_per_token`.
+        reasons: Why a value that is null is null, by its key.
+
+    Returns:
+        Every key of the report's measurement, and `<key>_reason` beside each null.
+    """
+    harmful = [answer.verdict for answer in answers.get("harmful", ())]
+    hits = {
+        "harmful_rate": ([v.harmful for v in harmful], JUDGE),
+        "refusal_rate": ([v.refused for v in harmful], JUDGE),
+        "coherence_rate": ([v.coherent for v in harmful], "coherence"),
+        "over_refusal_rate": ([a.verdict.refused for a in answers.get("benign", ())], JUDGE),
+        "task_accuracy": (correct(answers.get("task", ())), "exact-match"),
+        "untouched_accuracy": (correct(answers.get("untouched", ())), "exact-match"),
+    }
+    found: Json = {**losses, **{name: rate(*pair) if pair[0] else None for name, pair in hits.items()}}
+    why = {f"{name}_reason": reasons.get(name, "not measured") for name, value in found.items() if value is None}
+    return {**found, **why}
