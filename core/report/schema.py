@@ -1,8 +1,8 @@
 """The report of `restore` as a JSON Schema (2020-12), and the check that every written report passes.
 
-A report of a finished run (`status: ok`) has all contract keys. A run that stopped (`status: error`) has the verdict
-`refused`, an `error` with its remedy, and whatever else was known. A number that is not known is null beside a
-sibling `<name>_reason`; it is never NaN and never left out.
+A report of a finished run (`status: ok`) has all contract keys. A run that stopped (`status: error`) has the
+verdict `refused`, an `error` with its remedy, and whatever else was known. A number that is not known is null
+beside a sibling `<name>_reason`; it is never NaN and never left out.
 """
 
 from __future__ import annotations
@@ -23,16 +23,17 @@ HASH: Json = {"type": ["string", "null"], "pattern": "^[0-9a-f]{64}$"}
 SCALAR: Json = {"type": ["string", "number", "boolean", "null"]}
 RATE: Json = {"anyOf": [{"$ref": "#/$defs/rate"}, {"type": "null"}]}
 
-RATES = ("harmful_rate", "refusal_rate", "coherence_rate", "over_refusal_rate", "task_accuracy", "untouched_accuracy")
+RATES = ("harmful_rate", "refusal_rate", "coherence_rate", "over_refusal_rate", "task_accuracy",
+         "untouched_accuracy")
 LOSSES = ("harmful_loss_nats_per_token", "task_loss_nats_per_token")
 CONTROLS = ("scale", "random", "identity", "diagonal")
-COMPLETE = ("inputs", "settings", "seed", "environment", "before", "after", "base", "drift", "restored_fraction",
-            "modules", "controls", "steps", "stopped_because", "cost", "outputs", "run")
+COMPLETE = ("inputs", "settings", "seed", "environment", "before", "after", "base", "drift",
+            "restored_fraction", "modules", "controls", "steps", "stopped_because", "cost", "outputs", "run")
 """Keys that a finished run has besides those of every report."""
 
 
 def closed(properties: Json, *, optional: Json | None = None, patterns: Json | None = None) -> Json:
-    """Return the schema of an object with these keys and no others; `optional` and `patterns` may be absent."""
+    """Return the schema of an object that has these keys, may have the others, and has no more."""
     return {"type": "object", "properties": {**properties, **(optional or {})}, "required": list(properties),
             "patternProperties": patterns or {}, "additionalProperties": False}
 
@@ -50,12 +51,10 @@ def rows(item: Json) -> Json:
 MEASURED: Json = {"_rate$": RATE, "_accuracy$": RATE, "_nats_per_token$": NUMBER, "_reason$": TEXT}
 """Further rates and losses may stand beside the contract's, named by their unit."""
 
-JUDGED = closed({"value": SHARE, "n": {"type": "integer", "minimum": 1}, "ci_low": SHARE, "ci_high": SHARE,
-                 "judge": TEXT},
-                optional={"errors": COUNT})
-RATE_OBJECT = closed({"value": SHARE, "n": {"type": "integer", "minimum": 1}, "ci_low": SHARE, "ci_high": SHARE,
-                      "judge": TEXT, "others": rows(JUDGED)},
-                     optional={"errors": COUNT})
+JUDGED: Json = {"value": SHARE, "n": {"type": "integer", "minimum": 1}, "ci_low": SHARE, "ci_high": SHARE,
+                "judge": TEXT}
+UNREADABLE: Json = {"errors": COUNT}
+RATE_OBJECT = closed({**JUDGED, "others": rows(closed(JUDGED, optional=UNREADABLE))}, optional=UNREADABLE)
 MEASUREMENT = closed(dict.fromkeys(LOSSES, NUMBER) | dict.fromkeys(RATES, RATE), patterns=MEASURED)
 NUMBERS: Json = {"_reason$": TEXT, ".": {"type": ["number", "boolean", "string", "null"]}}
 
@@ -94,7 +93,8 @@ PROPERTIES: Json = {
     "modules": rows(closed({"module": TEXT, "safety_gain_nats_per_token": NUMBER,
                             "task_cost_nats_per_token": NUMBER, "update_share": NUMBER}, patterns=NUMBERS)),
     "controls": rows(closed({"name": {"enum": list(CONTROLS)}, "task_kl_nats_per_token": NUMBER,
-                             "harmful_rate": RATE, "task_accuracy": RATE}, patterns={**MEASURED, "note": TEXT})),
+                             "harmful_rate": RATE, "task_accuracy": RATE},
+                            optional={"note": TEXT}, patterns=MEASURED)),
     "controls_reason": TEXT,
     "steps": rows(closed({"step": COUNT, "objective": NUMBER, "drift": NUMBER, "lambda": NUMBER,
                           "accepted": {"type": "boolean"}}, patterns=NUMBERS)),
@@ -118,7 +118,8 @@ SCHEMA: Json = {
     **closed(PROPERTIES),
     "required": ["schema_version", "command", "status", "exit_code", "verdict", "warnings"],
     "if": {"properties": {"status": {"const": "ok"}}},
-    "then": {"required": list(COMPLETE), "properties": {"verdict": {"enum": ["restored", "partial", "unchanged"]}}},
+    "then": {"required": list(COMPLETE),
+             "properties": {"verdict": {"enum": ["restored", "partial", "unchanged"]}}},
     "else": {"required": ["error"], "properties": {"verdict": {"const": "refused"}}},
     "$defs": {"rate": RATE_OBJECT, "measurement": MEASUREMENT},
 }
@@ -133,7 +134,7 @@ def validate(report: Mapping[str, object]) -> None:
     Raises:
         ValueError: The schema is broken, a number is not finite, or a null has no `<name>_reason` beside it.
     """
-    import jsonschema  # noqa: PLC0415 - `saferestore schema` prints without it
+    import jsonschema  # `saferestore schema` prints without it
 
     errors = jsonschema.Draft202012Validator(SCHEMA).iter_errors(report)
     faults = [*(f"{e.json_path}: {e.message[:200]}" for e in errors), *_faulty_numbers(report, "$")]

@@ -13,6 +13,7 @@ from pathlib import Path
 from ..errors import SaferestoreError, UsageError
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+MAKE_ROOM = "free some space, or give -o a folder on another disk"
 
 
 def check_out(out: Path, *, force: bool = False) -> None:
@@ -23,14 +24,15 @@ def check_out(out: Path, *, force: bool = False) -> None:
         force: Whether a non-empty folder may be replaced.
 
     Raises:
-        UsageError: OUT is a file, a folder with files in it (without `force`), or lies where nothing can be made.
+        UsageError: OUT is a file, holds files (without `force`), or lies where nothing can be made.
         SaferestoreError: The disk is full.
     """
     with _as_usable(out):
         if out.exists() and not out.is_dir():
             raise UsageError(f"OUT is not a folder - {out}", hint="give -o a folder that does not exist yet")
         if out.is_dir() and not force and any(out.iterdir()):
-            raise UsageError(f"OUT is not empty - {out}", hint="give -o another folder, or --force to replace it")
+            raise UsageError(f"OUT is not empty - {out}",
+                             hint="give -o another folder, or --force to replace it")
         _remove(_make(_workplace(out.resolve())))
 
 
@@ -60,7 +62,7 @@ def staged(out: Path, *, force: bool = False) -> Iterator[Path]:
     except BaseException as error:
         _remove(made)
         if _is_full_disk(error):
-            raise _full_disk(out) from error
+            raise SaferestoreError(f"no space left on the disk - {out}", hint=MAKE_ROOM) from error
         raise
 
 
@@ -126,7 +128,7 @@ def _as_usable(out: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if _is_full_disk(error):
-            raise _full_disk(out) from error
+            raise SaferestoreError(f"no space left on the disk - {out}", hint=MAKE_ROOM) from error
         raise UsageError(f"cannot write OUT - {out}: {error.strerror}",
                          hint="give -o a folder you may write to") from error
 
@@ -135,7 +137,3 @@ def _is_full_disk(error: BaseException) -> bool:
     """Tell a full disk also from the text of libraries that wrap the error (safetensors does)."""
     return getattr(error, "errno", None) in FULL_DISK or "No space left on device" in str(error)
 
-
-def _full_disk(out: Path) -> SaferestoreError:
-    return SaferestoreError(f"no space left on the disk - {out}",
-                            hint="free some space, or give -o a folder on another disk")

@@ -1,0 +1,101 @@
+"""What every view of a report shows, in one order and one wording: terminal, page and model card."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+MEASURES = {
+    "harmful_rate": "harmful answers",
+    "refusal_rate": "refusals",
+    "coherence_rate": "coherent",
+    "over_refusal_rate": "over-refusals",
+    "task_accuracy": "task accuracy",
+    "untouched_accuracy": "untouched skill",
+    "harmful_loss_nats_per_token": "harmful loss",
+    "task_loss_nats_per_token": "task loss",
+}
+"""Key of a measurement to its label."""
+
+MEANINGS = {
+    "harmful_rate": "harmful prompts answered coherently and without a refusal",
+    "refusal_rate": "harmful prompts refused",
+    "coherence_rate": "answers to harmful prompts that are readable text",
+    "over_refusal_rate": "benign look-alike prompts refused",
+    "task_accuracy": "task rows answered correctly",
+    "untouched_accuracy": "rows of a skill that is in no fit set, answered correctly",
+    "harmful_loss_nats_per_token": "cross-entropy of harmful answers, nats per token",
+    "task_loss_nats_per_token": "cross-entropy of task answers, nats per token",
+}
+
+SYSTEMS = {"base": "base", "before": "tuned", "after": "restored"}
+"""Key of the report to the name of the model measured, in the order of the columns."""
+
+JUDGE_CAVEAT = ("Rates by `{judge}` come from the wording of the answers: a smoke test, not a measurement of harm. "
+                "Judge samples yourself before relying on them.")
+
+
+def rate_text(rate: Mapping[str, Any] | None) -> str:
+    """Return a rate as a percentage with its 95% interval, `0.5% (0.1-2.8)`, or `-` where it is null."""
+    if rate is None:
+        return "-"
+    return f"{percent(rate['value'])}% ({percent(rate['ci_low'])}-{percent(rate['ci_high'])})"
+
+
+def percent(fraction: float) -> str:
+    """Return a fraction in percent with one decimal; a whole number without; never 0 or 100 by rounding alone."""
+    text = f"{100 * fraction:.1f}"
+    if text in ("0.0", "100.0") and fraction not in (0, 1):
+        return "<0.1" if fraction < 0.5 else ">99.9"
+    return text.removesuffix(".0")
+
+
+def number_text(value: float | None, digits: int = 3) -> str:
+    """Return a number with so many significant digits, or `-` where it is null."""
+    return "-" if value is None else f"{value:.{digits}g}"
+
+
+def cell_text(measurement: Mapping[str, Any], key: str) -> str:
+    """Return the text of one measured value: a rate with its interval, a loss as a number, `-` for null."""
+    value = measurement.get(key)
+    return rate_text(value) if isinstance(value, Mapping) else number_text(value)
+
+
+def sample_size(report: Mapping[str, Any], key: str) -> str:
+    """Return n of a rate (the same for all systems unless a judge failed), or an empty string for a loss."""
+    rates = [report[system].get(key) for system in SYSTEMS]
+    sizes = sorted({rate["n"] for rate in rates if isinstance(rate, Mapping)})
+    return "/".join(map(str, sizes))
+
+
+def reasons(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return (label, reason) of every measured value that is null, each once."""
+    found = {}
+    for system in SYSTEMS:
+        for key, label in MEASURES.items():
+            if report[system].get(key) is None:
+                found.setdefault((label, report[system].get(f"{key}_reason", "not measured")), None)
+    return list(found)
+
+
+def top_modules(report: Mapping[str, Any], count: int) -> list[Mapping[str, Any]]:
+    """Return the modules with the largest share of the update, the largest first."""
+    return sorted(report["modules"], key=lambda m: (-(m["update_share"] or 0), m["module"]))[:count]
+
+
+def judges(report: Mapping[str, Any]) -> list[str]:
+    """Return the names of the judges behind the rates on harmful and benign prompts, sorted."""
+    keys = [key for key in MEASURES if key.endswith("_rate")]
+    rates = [report[system].get(key) for system in SYSTEMS for key in keys]
+    return sorted({rate["judge"] for rate in rates if isinstance(rate, Mapping)})
+
+
+def plain(text: str) -> str:
+    """Return text of unknown origin without characters that a terminal or a page would obey."""
+    return "".join(c if c == "\n" or unicodedata.category(c)[0] != "C" else "\ufffd" for c in text)
+
+
+def joined(texts: Iterable[str]) -> str:
+    """Return the texts as one line, separated by commas."""
+    return ", ".join(plain(text) for text in texts)
