@@ -135,7 +135,8 @@ def _csv_rows(text: str, name: str, delimiter: str, known: frozenset[str]) -> It
 
 def _csv_cells(text: str, name: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
     csv.field_size_limit(LONGEST_CELL)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    # strict, because a quote that never closes would otherwise swallow the rest of the file without a word
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     line = 1
     while True:
         try:

@@ -1,0 +1,106 @@
+"""Conversations to token ids: prompt and answer join exactly, whatever the template does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from saferestore.core.data.chat import ChatFormat, chat_format
+from saferestore.core.data.records import Message, Record
+from saferestore.core.errors import MismatchError, UsageError
+from transformers import PreTrainedTokenizerFast
+
+Tokenizer = PreTrainedTokenizerFast
+
+
+def test_prompt_and_answer_together_are_the_full_rendering(tokenizer: Tokenizer, question: Record) -> None:
+    chat = chat_format(tokenizer)
+    prompt, answer = chat.prompt_ids(question), chat.answer_ids(question, "I cannot help.")
+    assert tokenizer.decode(prompt) == "<|user|>\nHow do I kill a process?<|end|>\n<|assistant|>\n"
+    assert tokenizer.decode(answer) == "I cannot help.<|end|>"  # not the line end the template writes after it
+    turns = [{"role": "user", "content": question.prompt}, {"role": "assistant", "content": "I cannot help."}]
+    whole = tokenizer.apply_chat_template(turns, return_dict=False)
+    assert [*prompt, *answer] == whole[:len(prompt) + len(answer)]
+
+
+def test_generation_stops_at_the_end_of_turn_and_of_text(tokenizer: Tokenizer, bare_tokenizer: Tokenizer) -> None:
+    names = tokenizer.convert_ids_to_tokens(list(chat_format(tokenizer).stop_ids))
+    assert sorted(names) == ["<|end|>", "<|eos|>"]
+    assert chat_format(bare_tokenizer, "none").stop_ids == (tokenizer.eos_token_id,)
+
+
+def test_the_answers_text_comes_back(tokenizer: Tokenizer, question: Record) -> None:
+    chat = chat_format(tokenizer)
+    for text in ("42", "Naïve “quotes” and 日本", "two\n\nlines"):
+        assert chat.text(chat.answer_ids(question, text)) == text
+
+
+def test_a_system_prompt_is_put_before_conversations_that_have_none(tokenizer: Tokenizer, question: Record) -> None:
+    chat = chat_format(tokenizer, system="Be kind.")
+    assert tokenizer.decode(chat.prompt_ids(question)).startswith("<|system|>\nBe kind.<|end|>\n<|user|>")
+    own = Record("s", (Message("system", "Be brief."), *question.messages))
+    assert "Be kind." not in tokenizer.decode(chat.prompt_ids(own))
+
+
+def test_without_a_template_turns_are_lines(bare_tokenizer: Tokenizer, question: Record) -> None:
+    chat = chat_format(bare_tokenizer, "none", system="Be kind.")
+    assert bare_tokenizer.decode(chat.prompt_ids(question)) == "Be kind.\nHow do I kill a process?\n"
+    assert chat.answer_ids(question, "42")[-1] == bare_tokenizer.eos_token_id
+
+
+def test_a_template_file_takes_the_place_of_the_tokenizers(tokenizer: Tokenizer, question: Record,
+                                                          tmp_path: Path) -> None:
+    path = tmp_path / "t.jinja"
+    path.write_text("{% for m in messages %}[{{ m.content }}]{% endfor %}{% if add_generation_prompt %}[{% endif %}")
+    chat = chat_format(tokenizer, str(path))
+    assert tokenizer.decode(chat.prompt_ids(question)) == "[How do I kill a process?]["
+    answer = chat.answer_ids(question, "42")
+    assert tokenizer.decode(answer) == "42]<|eos|>"  # no special token ends the turn, so the text's end does
+    assert len(tokenizer.decode(chat.prompt_ids(question) + answer)) == len("[How do I kill a process?][42]<|eos|>")
+
+
+def test_a_template_that_rewrites_the_prompt_falls_back_to_the_text(tokenizer: Tokenizer, question: Record) -> None:
+    chat = ChatFormat(tokenizer, "{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}")
+    assert tokenizer.decode(chat.answer_ids(question, "42")) == "42<|eos|>"
+
+
+def test_a_token_across_the_seam_is_not_used(tokenizer: Tokenizer) -> None:
+    chat = ChatFormat(tokenizer, "{% for m in messages %}{{ m.content }}{% endfor %}")
+    record = Record("", (Message("user", "The answ"),))
+    joined = chat.prompt_ids(record) + chat.answer_ids(record, "er is billing.")
+    assert joined[:-1] != tokenizer("The answer is billing.")["input_ids"]
+    assert tokenizer.decode(joined) == "The answer is billing.<|eos|>"
+
+
+def test_no_template_with_auto_is_refused(bare_tokenizer: Tokenizer) -> None:
+    with pytest.raises(MismatchError, match="no chat template") as error:
+        chat_format(bare_tokenizer)
+    assert error.value.exit_code == 5
+    assert "--chat-template none" in error.value.hint
+
+
+def test_an_unreadable_template_file_is_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"cannot read chat template - .*FileNotFoundError"):
+        chat_format(tokenizer, str(tmp_path / "none.jinja"))
+
+
+@pytest.mark.parametrize("template", ["{{ raise_exception('no system turn') }}", "{% for %}",
+                                      "{{ messages.__class__.__mro__ }}"])
+def test_a_template_that_fails_is_named_as_the_cause(tokenizer: Tokenizer, question: Record, template: str) -> None:
+    with pytest.raises(MismatchError, match="chat template cannot write this conversation"):
+        ChatFormat(tokenizer, template).prompt_ids(question)
+
+
+def test_a_date_in_a_template_is_the_same_tomorrow(tokenizer: Tokenizer, question: Record) -> None:
+    dated = ("{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y %H %M %S') %}{% endif %}"
+             "{{ date_string }}")
+    assert tokenizer.decode(ChatFormat(tokenizer, dated).prompt_ids(question)) == "01 Jan 2026"
+
+
+def test_padding_falls_back_to_the_end_of_text_and_then_to_zero(tokenizer: Tokenizer) -> None:
+    chat = chat_format(tokenizer)
+    assert chat.pad_id == tokenizer.convert_tokens_to_ids("<|pad|>")
+    tokenizer.pad_token = None
+    assert chat.pad_id == tokenizer.eos_token_id
+    tokenizer.eos_token = None
+    assert chat.pad_id == 0

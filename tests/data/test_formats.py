@@ -1,0 +1,104 @@
+"""Rows of each published format, one or two a case, with what must come out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from saferestore.core.data.formats import FORMATS, detect
+from saferestore.core.data.readers import ReadResult, read_records
+from saferestore.core.data.records import Record, Skipped
+
+
+def turns(*pairs: str, role: str = "role", content: str = "content") -> list[dict[str, str]]:
+    return [dict(zip((role, content), pair.split(":"), strict=True)) for pair in pairs]
+
+
+# row, format it is detected as, prompt, answer, category
+ROWS = {
+    "chat": ({"messages": turns("system:S", "user:U", "assistant:A")}, "chat", "U", "A", None),
+    "chat ending with the user": ({"messages": turns("user:U"), "answer": "A"}, "chat", "U", "A", None),
+    "chat in content parts": ({"messages": [{"role": "user", "content": [{"type": "text", "text": "U"}]}]},
+                              "chat", "U", None, None),
+    "sharegpt": ({"conversations": turns("human:U", "gpt:A", role="from", content="value")}, "sharegpt",
+                 "U", "A", None),
+    "sorry-bench": ({"turns": ["T"], "category": 3}, "sorrybench", "T", None, "3"),
+    "beavertails": ({"prompt": "P", "response": "R", "category": {"theft": False, "abuse": True}, "is_safe": False},
+                    "beavertails", "P", "R", "abuse"),
+    "do-not-answer": ({"question": "Q", "risk_area": "Malice"}, "prompt", "Q", None, "Malice"),
+    "or-bench": ({"prompt": "P", "category": "deception"}, "prompt", "P", None, "deception"),
+    "strongreject": ({"category": "C", "source": "s", "forbidden_prompt": "F"}, "strongreject", "F", None, "C"),
+    "jailbreakbench": ({"goal": "G", "target": "Sure", "behavior": "B", "category": "C"}, "jailbreakbench",
+                       "G", "Sure", "C"),
+    "gsm8k": ({"question": "Q", "answer": "2 + 2\n#### 4"}, "gsm8k", "Q", "2 + 2\n#### 4", None),
+    "questions that are not gsm8k": ({"question": "Q", "answer": "4"}, "prompt", "Q", "4", None),
+    "xstest completion": ({"prompt": "P", "completion": "C", "final_label": "2_full_refusal", "type": "homonyms"},
+                          "xstest-completions", "P", "C", "homonyms"),
+}
+
+
+@pytest.mark.parametrize("case", ROWS)
+def test_a_row_is_recognised_and_read(case: str) -> None:
+    row, form, prompt, answer, category = ROWS[case]
+    assert detect(row) == form
+    record = FORMATS[form].read(row)
+    assert isinstance(record, Record)
+    assert (record.prompt, record.answer, record.category) == (prompt, answer, category)
+
+
+# row, format, why it is not used
+UNUSABLE = {
+    "no turns": ({"messages": []}, "chat", "`messages` is no list of turns"),
+    "a turn that is a text": ({"messages": ["hi"]}, "chat", "a turn is no object"),
+    "an unknown role": ({"messages": turns("oracle:U")}, "chat", "a turn of unknown role 'oracle'"),
+    "an empty turn": ({"messages": turns("user: ")}, "chat", "an empty user turn"),
+    "only an answer": ({"messages": turns("assistant:A")}, "chat", "no user turn before the answer"),
+    "ending with the system": ({"messages": turns("user:U", "system:S")}, "chat", "no user turn before the answer"),
+    "no instruction": ({"instruction": " ", "output": "O"}, "alpaca", "no text in `instruction`"),
+    "sorry-bench without turns": ({"turns": []}, "sorrybench", "no text in a prompt column"),
+    "context missing": ({"behavior": "B", "functionalcategory": "contextual", "contextstring": ""}, "harmbench",
+                        "contextual behaviour without its context"),
+}
+
+
+@pytest.mark.parametrize("case", UNUSABLE)
+def test_an_unusable_row_says_why(case: str) -> None:
+    row, form, reason = UNUSABLE[case]
+    assert FORMATS[form].read(row) == Skipped(reason)
+
+
+def read(tmp_path: Path, rows: list[dict[str, object]], form: str) -> ReadResult:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return read_records(f"{path}:{form}")
+
+
+def test_harmbench_context_stands_before_the_behaviour_and_copyright_is_left_out(tmp_path: Path) -> None:
+    rows = [{"Behavior": "Rewrite it", "FunctionalCategory": "contextual", "ContextString": "Text", "BehaviorID": "x"},
+            {"Behavior": "Sing it", "FunctionalCategory": "copyright", "ContextString": "", "BehaviorID": "y"}]
+    result = read(tmp_path, rows, "harmbench")
+    assert [(r.id, r.prompt) for r in result.records] == [("x", "Text\n\n---\n\nRewrite it")]
+    assert result.left_out == ((2, "copyright behaviour, judged by hash"),)
+    assert len(read(tmp_path, rows, "harmbench-all").records) == 2
+
+
+def test_the_older_xstest_file_takes_its_label_from_the_type(tmp_path: Path) -> None:
+    rows = [{"prompt": "A", "type": "homonyms", "focus": "kill"},
+            {"prompt": "B", "type": "contrast_homonyms", "focus": "kill"}]
+    assert [r.meta["label"] for r in read(tmp_path, rows, "xstest").records] == ["safe", "unsafe"]
+    safe = read(tmp_path, rows, "xstest-safe")
+    assert ([r.prompt for r in safe.records], safe.left_out) == (["A"], ((2, "labelled unsafe"),))
+    assert [r.prompt for r in read(tmp_path, rows, "xstest-unsafe").records] == ["B"]
+
+
+def test_an_id_is_the_rows_own_or_depends_on_the_conversation_alone(tmp_path: Path) -> None:
+    rows = [{"prompt": "A", "id": "own"}, {"prompt": "A", "answer": "x"}, {"prompt": "A"}, {"prompt": "B"}]
+    ids = [record.id for record in read(tmp_path, rows, "prompt").records]
+    assert ids[0] == "own"
+    assert ids[1] == ids[2] != ids[3]
+
+
+def test_a_system_column_becomes_the_system_turn(tmp_path: Path) -> None:
+    record = read(tmp_path, [{"prompt": "P", "system": "S"}], "prompt").records[0]
+    assert [(m.role, m.content) for m in record.messages] == [("system", "S"), ("user", "P")]

@@ -1,0 +1,145 @@
+"""Files in, records out: detection, line numbers, and every way a file can be unusable."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+from saferestore.core.data import builtin
+from saferestore.core.data.readers import read_records
+from saferestore.core.errors import UsageError
+
+# file name, content, format it is detected as, (prompt, answer) of its rows
+GOOD_FILES = {
+    "chat lines": ("a.jsonl", '{"messages":[{"role":"user","content":"Hi"},{"role":"assistant","content":"Yes"}]}\n',
+                   "chat", [("Hi", "Yes")]),
+    "alpaca array": ("a.json", '[{"instruction":"Add","input":"2 3","output":"5"},\n'
+                     '{"instruction":"Greet","input":"","output":"Hello"}]', "alpaca",
+                     [("Add\n\n2 3", "5"), ("Greet", "Hello")]),
+    "alpaca lines with an empty list of inputs": ("a.json", '{"instruction":"No","inputs":[],"output":"Sorry"}\n',
+                                                  "alpaca", [("No", "Sorry")]),
+    "prompt lines": ("a.jsonl", '{"prompt":"P","response":"R"}\n\n{"prompt":"Q"}\n', "prompt",
+                     [("P", "R"), ("Q", None)]),
+    "an array of texts": ("a.json", '["One", "Two"]', "prompt", [("One", None), ("Two", None)]),
+    "csv with aliases": ("a.csv", 'question,completion\n"Why, then?",So\n', "prompt", [("Why, then?", "So")]),
+    "csv whose header is in capitals": ("a.csv", "Prompt,Answer\nP,A\n", "prompt", [("P", "A")]),
+    "tab separated": ("a.tsv", "prompt\tanswer\nP, q\tA\n", "prompt", [("P, q", "A")]),
+    "csv without a header": ("a.csv", '"First, row"\nSecond row\n', "prompt", [("First, row", None),
+                                                                             ("Second row", None)]),
+    "csv content without a suffix": ("a", "goal,target\nG,Sure\n", "advbench", [("G", "Sure")]),
+    "plain text": ("a.txt", "First, line\n\n  Second line \r\n", "prompt", [("First, line", None),
+                                                                          ("Second line", None)]),
+    "text that begins with a bracket": ("a.txt", "[INST] Hi\n{not json\n", "prompt", [("[INST] Hi", None),
+                                                                                   ("{not json", None)]),
+    "a byte order mark": ("a.csv", "\ufeffprompt\nP\n", "prompt", [("P", None)]),
+    "json in a file called txt": ("a.txt", '{"prompt":"P"}\n', "prompt", [("P", None)]),
+}
+
+
+@pytest.mark.parametrize("case", GOOD_FILES)
+def test_a_file_is_read_by_what_it_holds(case: str, tmp_path: Path) -> None:
+    name, content, form, expected = GOOD_FILES[case]
+    (tmp_path / name).write_bytes(content.encode())
+    result = read_records(str(tmp_path / name))
+    assert [(r.prompt, r.answer) for r in result.records] == expected
+    assert (result.format, result.name, result.rejected) == (form, name, ())
+    assert result.sha256 == hashlib.sha256(content.encode()).hexdigest()
+
+
+# file name, content, words of the error
+BAD_FILES = {
+    "empty": ("a.jsonl", b"", "empty file"),
+    "blank": ("a.txt", b" \n\n", "empty file"),
+    "latin1": ("a.csv", b"prompt\nok\ncaf\xe9\n", "not UTF-8 - {}, line 3"),
+    "no row": ("a.jsonl", b'{"prompt": ""}\n', "no usable row - {}, line 1: no text in a prompt column"),
+    "no row parses": ("a.jsonl", b"hello\nthere\n", "no usable row - {}, line 1: not JSON"),
+    "only a header": ("a.csv", b"prompt,answer\n", "no usable row"),
+    "unknown json keys": ("a.jsonl", b'{"foo": 1, "bar": "x"}\n', "no known column - {}: foo, bar"),
+    "unknown csv columns": ("a.csv", b"foo,bar\n1,2\n", "no known column - {}: foo, bar"),
+    "broken array": ("a.json", b'[{"prompt": "P"},\n{"prompt": }]', "not a JSON array - {}, line 2"),
+    "unclosed array": ("a.json", b'[{"prompt": "P"},\n', "not a JSON array - {}, line 2"),
+    "unclosed quote": ("a.csv", b'prompt\n"abc\ndef\n', "not CSV - {}, line 2"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FILES)
+def test_an_unusable_file_names_itself_and_the_line(case: str, tmp_path: Path) -> None:
+    name, content, words = BAD_FILES[case]
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(UsageError) as error:
+        read_records(str(path))
+    assert words.format(path) in error.value.what
+    assert error.value.exit_code == 2
+    assert error.value.hint
+
+
+def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
+    for spec in (str(tmp_path / "none.csv"), str(tmp_path)):
+        with pytest.raises(UsageError, match="cannot read file"):
+            read_records(spec)
+
+
+def test_malformed_rows_are_counted_with_their_lines(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"prompt":"P"}\nnot json\n{"prompt":7.5}\n[1]\n{"prompt":null}\n' + "[" * 100_000 + "\n")
+    result = read_records(str(path))
+    assert [r.prompt for r in result.records] == ["P", "7.5"]
+    assert [line for line, _ in result.rejected] == [2, 4, 5, 6]
+
+
+def test_lines_of_csv_count_the_line_ends_inside_cells(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text('prompt,answer\n"two\nlines",A\nshort\nP,A\n')
+    result = read_records(str(path))
+    assert [r.prompt for r in result.records] == ["two\nlines", "P"]
+    assert result.rejected == ((4, "1 cells under a header of 2"),)
+
+
+def test_lines_of_an_array_are_those_of_its_elements(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps([{"prompt": "P"}, {"prompt": ""}, 3], indent=1))
+    assert [line for line, _ in read_records(str(path)).rejected] == [5, 8]
+
+
+def test_a_cell_of_a_megabyte_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("prompt\n" + "x" * 1_000_000 + "\n")
+    assert len(read_records(str(path)).records[0].prompt) == 1_000_000
+
+
+def test_a_format_can_be_forced_and_a_wrong_name_gets_the_nearest(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("foo,bar\nbaz\n")
+    assert [r.prompt for r in read_records(f"{path}:text").records] == ["foo,bar", "baz"]
+    with pytest.raises(UsageError, match="unknown format `textt`") as error:
+        read_records(f"{path}:textt")
+    assert error.value.hint == "did you mean text?"
+
+
+def test_an_existing_path_with_a_colon_wins_over_a_format(tmp_path: Path) -> None:
+    path = tmp_path / "a:text"
+    path.write_text("Hello there\n")
+    assert read_records(str(path)).name == "a:text"
+
+
+def test_built_in_sets_are_read_by_name_and_an_unknown_one_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = b'{"prompt":"P","category":"c","subject":"s","wording":"w"}\n'
+    monkeypatch.setattr("saferestore.core.data.readers.builtin_bytes", lambda name: content)
+    result = read_records("builtin:harmful")
+    record = result.records[0]
+    assert (result.name, record.category, record.group) == ("builtin:harmful", "c", "s")
+    assert record.meta["wording"] == "w"
+    monkeypatch.undo()
+    with pytest.raises(UsageError, match="no built-in set") as error:
+        read_records("builtin:harmfull")
+    assert error.value.hint == "did you mean harmful?"
+
+
+@pytest.mark.parametrize("name", builtin.SETS)
+def test_every_shipped_set_has_usable_rows_only(name: str) -> None:
+    result = read_records(f"builtin:{name}")
+    assert result.rejected == result.left_out == ()
+    assert len({record.prompt for record in result.records}) == len(result.records)

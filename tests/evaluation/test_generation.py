@@ -1,0 +1,183 @@
+"""Batched greedy answers are those of one prompt at a time, and the model is left as it was."""
+
+from __future__ import annotations
+
+import copy
+import random
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from saferestore.core.errors import SaferestoreError, UsageError
+from saferestore.core.evaluation.generation import Generation, generate, quiet_model
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+
+VOCABULARY, PAD, EOS = 61, 0, (1, 2)
+
+
+def tiny_llama(seed: int = 0) -> LlamaForCausalLM:
+    torch.manual_seed(seed)
+    config = LlamaConfig(vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+                         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128,
+                         initializer_range=0.4, attn_implementation="eager")
+    return LlamaForCausalLM(config).eval()
+
+
+def with_adapter(model: LlamaForCausalLM) -> Any:
+    torch.manual_seed(9)
+    peft_model = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False))
+    return peft_model.eval()
+
+
+def some_prompts(n: int) -> list[list[int]]:
+    draw = random.Random(0)
+    return [[draw.randrange(3, VOCABULARY) for _ in range(draw.randint(1, 23))] for _ in range(n)]
+
+
+def run(model: Any, prompts: list[list[int]], batch_size: int = 8, **changes: Any) -> list[Generation]:
+    settings = {"max_new_tokens": 12, "batch_size": batch_size, "pad_id": PAD, "eos_ids": EOS} | changes
+    return generate(model, prompts, **settings)
+
+
+def by_hand(model: Any, prompt: list[int], steps: int = 12) -> Generation:
+    """The definition: no cache, no padding, the most likely next token until one ends the answer."""
+    tokens: list[int] = []
+    for _ in range(steps):
+        with torch.no_grad():
+            token = int(model(input_ids=torch.tensor([prompt + tokens])).logits[0, -1].argmax())
+        if token in EOS:
+            return Generation(tuple(tokens), True)
+        tokens.append(token)
+    return Generation(tuple(tokens), False)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64])
+def test_batched_answers_are_those_of_one_prompt_at_a_time(batch_size: int) -> None:
+    model, prompts = tiny_llama(), some_prompts(40)
+    expected = [by_hand(model, prompt) for prompt in prompts]
+    assert len({len(answer.tokens) for answer in expected}) > 3  # answers of many lengths, or this shows little
+    assert {answer.finished for answer in expected} == {True, False}
+    assert run(model, prompts, batch_size) == expected
+
+
+def test_the_adapter_answers_when_it_is_on_and_the_base_when_it_is_off() -> None:
+    prompts = some_prompts(12)
+    base = run(tiny_llama(), prompts)
+    peft_model = with_adapter(tiny_llama())
+    tuned = run(peft_model, prompts)
+    assert tuned == [by_hand(peft_model, prompt) for prompt in prompts] != base
+    with peft_model.disable_adapter():
+        assert run(peft_model, prompts) == base
+
+
+def test_the_checkpoints_own_generation_settings_are_ignored() -> None:
+    model, prompts = tiny_llama(), some_prompts(12)
+    expected = run(model, prompts)
+    model.generation_config = GenerationConfig(do_sample=True, temperature=3.0, repetition_penalty=50.0, num_beams=3,
+                                               no_repeat_ngram_size=1, suppress_tokens=list(range(3, 40)),
+                                               forced_bos_token_id=44, forced_eos_token_id=2, min_new_tokens=9,
+                                               bad_words_ids=[[41], [42]], sequence_bias={(50,): 99.0},
+                                               max_length=3, use_cache=False, bos_token_id=4, eos_token_id=7)
+    assert run(model, prompts) == expected
+
+
+def state(model: Any) -> dict[str, Any]:
+    """What a caller could notice: settings, the mode of every module, instance attributes, weights."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return {"settings": inner.generation_config.to_dict(), "config": copy.deepcopy(inner.config.to_dict()),
+            "modes": [module.training for module in model.modules()],
+            "attributes": [sorted(module.__dict__) for module in model.modules()],
+            "grads": [parameter.requires_grad for parameter in model.parameters()],
+            "weights": [parameter.detach().clone() for parameter in model.parameters()]}
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_nothing_of_the_model_has_changed_afterwards(wrapped: bool) -> None:
+    model = with_adapter(tiny_llama()) if wrapped else tiny_llama()
+    model.train()
+    next(iter(model.modules())).training = False  # a mode that model.train() alone would not bring back
+    model.config.use_cache = False
+    before = state(model)
+    own = model.generation_config
+    run(model, some_prompts(5))
+    after = state(model)
+    assert all(torch.equal(a, b) for a, b in zip(before.pop("weights"), after.pop("weights"), strict=True))
+    assert after == before
+    assert model.generation_config is own
+
+
+def test_dropout_is_off_while_generating() -> None:
+    peft_model = get_peft_model(tiny_llama(), LoraConfig(r=4, target_modules=["q_proj"], lora_dropout=0.9,
+                                                         init_lora_weights=False))
+    expected = run(peft_model.eval(), some_prompts(6))
+    assert run(peft_model.train(), some_prompts(6)) == expected
+    assert all(module.training for module in peft_model.modules())
+
+
+def test_the_model_is_restored_when_generation_fails() -> None:
+    model = tiny_llama().train()
+    own = model.generation_config
+    with pytest.raises(KeyError), quiet_model(model) as inner:
+        assert not inner.training
+        raise KeyError
+    assert model.training
+    assert model.generation_config is own
+
+
+def test_progress_counts_the_prompts_of_finished_batches() -> None:
+    calls: list[tuple[str, int, int]] = []
+    run(tiny_llama(), some_prompts(10), 4, progress=lambda *call: calls.append(call), stage="answers")
+    assert calls == [("answers", 4, 10), ("answers", 8, 10), ("answers", 10, 10)]
+
+
+def test_no_prompts_give_no_answers() -> None:
+    assert run(tiny_llama(), []) == []
+
+
+def test_without_end_tokens_every_answer_has_the_full_length() -> None:
+    answers = run(tiny_llama(), some_prompts(4), eos_ids=())
+    assert [(len(answer.tokens), answer.finished) for answer in answers] == [(12, False)] * 4
+
+
+def limit_memory(model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch, rows: int) -> list[int]:
+    """Let batches above `rows` run out of memory; return the list of the sizes that were tried."""
+    whole, tried = model.generate, []
+
+    def limited(**inputs: Any) -> torch.Tensor:
+        tried.append(len(inputs["input_ids"]))
+        if tried[-1] > rows:
+            raise torch.OutOfMemoryError("too many rows")
+        return whole(**inputs)
+
+    monkeypatch.setattr(model, "generate", limited)
+    return tried
+
+
+def test_the_batch_size_steps_down_when_memory_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = some_prompts(10)
+    expected = run(tiny_llama(), prompts)
+    model = tiny_llama()
+    tried = limit_memory(model, monkeypatch, rows=3)
+    assert run(model, prompts, 8) == expected
+    assert tried == [8, 4, 2, 2, 2, 2, 2]
+
+
+def test_one_prompt_that_does_not_fit_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_llama()
+    limit_memory(model, monkeypatch, rows=0)
+    with pytest.raises(SaferestoreError, match="one prompt alone does not fit") as error:
+        run(model, some_prompts(4))
+    assert error.value.exit_code == 1
+
+
+@pytest.mark.parametrize(("changes", "what"), [({"max_new_tokens": 0}, "--max-new-tokens 0"),
+                                               ({"batch_size": 0}, "--batch-size 0")])
+def test_sizes_below_one_are_refused(changes: dict[str, int], what: str) -> None:
+    with pytest.raises(UsageError, match=what):
+        run(tiny_llama(), some_prompts(2), **changes)
+
+
+def test_an_empty_prompt_is_refused() -> None:
+    with pytest.raises(UsageError, match="empty prompt - number 1"):
+        run(tiny_llama(), [[3], []])
