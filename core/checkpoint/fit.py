@@ -1,0 +1,144 @@
+"""Does a tuned checkpoint fit its base: by exact names and shapes, never by position or substring."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from torch import nn
+from transformers.modeling_utils import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from ..errors import MismatchError
+from .adapter import LoraAdapter, Warnings
+from .quiet import quiet
+from .safetensors_files import TensorInfo
+
+FORGET = "give the base that the adapter was trained on"
+BUFFERS = re.compile(r"(rotary_emb\.inv_freq|\.attn\.bias|\.attn\.masked_bias|\.position_ids)$")
+"""Tensors that older versions of transformers saved and that no model reads."""
+
+
+def three(names: Collection[str]) -> str:
+    """Return three of the names, for a message, or `none`."""
+    return ", ".join(sorted(names)[:3]) or "none"
+
+
+def linear_modules(model: PreTrainedModel) -> dict[str, nn.Module]:
+    """Return the modules LoRA can adapt, by name: linear layers and GPT-2's Conv1D, the output head left out."""
+    head = model.get_output_embeddings()
+    return {name: module for name, module in model.named_modules()
+            if isinstance(module, nn.Linear | Conv1D) and module is not head}
+
+
+def check_adapter_fits(adapter: LoraAdapter, model: PreTrainedModel, adapter_folder: Path, base_folder: Path) -> None:
+    """Refuse an adapter whose modules are not exactly those PEFT would adapt in this base, or of other shapes.
+
+    Args:
+        adapter: As read.
+        model: The base's skeleton; changed (PEFT's layers are put in).
+        adapter_folder: For messages.
+        base_folder: For messages.
+
+    Raises:
+        MismatchError: Names on one side only (three of each are given), or a factor of another width.
+    """
+    where = f"{adapter_folder.name} on {base_folder.name}"
+    present = {name for name, _ in model.named_modules()}
+    unknown = set(adapter.factors) - present
+    if unknown:
+        raise MismatchError(f"{len(unknown)} of {len(adapter.factors)} adapted modules are not in the base: "
+                            f"{three(unknown)}; the base has: {three(linear_modules(model))} - {where}", hint=FORGET)
+    expected = _adapted_modules(adapter_folder, model)
+    absent = set(expected) - set(adapter.factors)
+    left_over = set(adapter.factors) - set(expected)
+    if absent or left_over:
+        raise MismatchError(f"the adapter's settings and its weights differ: {len(absent)} modules without weights: "
+                            f"{three(absent)}; {len(left_over)} weights without a module: {three(left_over)} - {where}",
+                            hint="save or download the adapter again")
+    _refuse_other_widths(adapter, expected, where)
+
+
+def _adapted_modules(adapter_folder: Path, model: PreTrainedModel) -> dict[str, LoraLayer]:
+    """Return what PEFT itself adapts in the skeleton under the adapter's own settings."""
+    with quiet():
+        config = LoraConfig.from_pretrained(str(adapter_folder))
+        config.init_lora_weights = False  # type: ignore[attr-defined]
+        try:
+            inject_adapter_in_model(config, model, low_cpu_mem_usage=True)
+        except ValueError as error:
+            raise MismatchError(f"PEFT finds nothing to adapt in the base: {str(error)[:200]} - {adapter_folder}",
+                                hint=FORGET) from error
+    return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+
+
+def _refuse_other_widths(adapter: LoraAdapter, modules: Mapping[str, LoraLayer], where: str) -> None:
+    for name, (a, b) in adapter.factors.items():
+        found, wanted = (a.shape[1], b.shape[0]), (modules[name].in_features, modules[name].out_features)
+        if found != wanted:
+            raise MismatchError(f"{name} has (in, out) = {found} in the adapter and {wanted} in the base - {where}",
+                                hint=FORGET)
+
+
+def check_same_tensors(base: Mapping[str, TensorInfo], tuned: Mapping[str, TensorInfo], tied: Collection[str]) -> None:
+    """Refuse two full checkpoints whose tensors differ in name or shape.
+
+    Args:
+        base: Headers of the base.
+        tuned: Headers of the tuned checkpoint.
+        tied: Names that both models tie to another tensor, so that a file may hold them or not.
+
+    Raises:
+        MismatchError: Names on one side only (three of each), or a tensor of two shapes.
+    """
+    left, right = ({n for n in side if n not in tied and not BUFFERS.search(n)} for side in (base, tuned))
+    if left != right:
+        raise MismatchError(f"tensors differ: only in the base {three(left - right)}; only in the tuned checkpoint "
+                            f"{three(right - left)}", hint="give the base that this checkpoint was fine-tuned from")
+    for name in sorted(left):
+        if base[name].shape != tuned[name].shape:
+            raise MismatchError(f"{name} has shape {base[name].shape} in the base and {tuned[name].shape} in the tuned "
+                                "checkpoint", hint="give the base that this checkpoint was fine-tuned from")
+
+
+def check_config_fits(model: PreTrainedModel, headers: Mapping[str, TensorInfo], folder: Path) -> None:
+    """Refuse weights of another shape than `config.json` says, by the names that both have.
+
+    Raises:
+        MismatchError: A tensor of two shapes.
+    """
+    for name, tensor in model.state_dict().items():
+        if name in headers and headers[name].shape != tuple(tensor.shape):
+            raise MismatchError(f"{name} has shape {headers[name].shape}, config.json says {tuple(tensor.shape)}"
+                                f" - {folder}", hint="config.json and the weights belong to different checkpoints")
+
+
+def check_vocabularies(base: Mapping[str, int], tuned: Mapping[str, int], rows: int) -> Warnings:
+    """Refuse tokenizers of different vocabularies; added tokens that the embedding has rows for are a warning.
+
+    Args:
+        base: Token to id.
+        tuned: Token to id.
+        rows: Rows of the embedding.
+
+    Returns:
+        Warnings.
+
+    Raises:
+        MismatchError: A token with another id or on one side only, or an id beyond the embedding.
+    """
+    if max(tuned.values(), default=0) >= rows:
+        raise MismatchError(f"the tokenizer has ids up to {max(tuned.values())}, the model {rows} rows",
+                            hint="give the tokenizer that belongs to the model")
+    differing = {t for t in base if base[t] != tuned.get(t, -1)}
+    if differing:
+        raise MismatchError(f"tokenizers of different vocabularies: {len(differing)} tokens of the base have another "
+                            f"id or none in the tuned checkpoint, e.g. {three({repr(t) for t in differing})}",
+                            hint="give checkpoints of one tokenizer")
+    added = set(tuned) - set(base)
+    if not added:
+        return ()
+    return (("W_ADDED_TOKENS", f"the tuned tokenizer has {len(added)} tokens more: {three({repr(t) for t in added})}"),)

@@ -1,0 +1,186 @@
+"""A causal language model from a local folder, exactly as its files say, or not at all."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.modeling_utils import PreTrainedModel
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from ..errors import MismatchError, UsageError
+from .quiet import quiet
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32, "float64": torch.float64}
+SAFETENSORS_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
+QUANTISATIONS = {"4bit": {"load_in_4bit": True}, "8bit": {"load_in_8bit": True}}
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where and how weights are held.
+
+    Attributes:
+        dtype: Of the frozen weights.
+        device: Of the whole model where there is no device map.
+        device_map: accelerate's: `auto`, `balanced`, `sequential`, ...
+        max_memory: Per device (`0`, `cpu`), as accelerate reads it.
+        load_in: `4bit` or `8bit`.
+    """
+
+    dtype: torch.dtype
+    device: torch.device
+    device_map: str | None = None
+    max_memory: dict[int | str, str] | None = None
+    load_in: str | None = None
+
+
+def place(dtype: str, device: str, device_map: str | None, max_memory: str | None, load_in: str | None,
+          stored: torch.dtype) -> Placement:
+    """Turn the flags into a placement; `stored` is the dtype of the checkpoint's files.
+
+    Raises:
+        UsageError: An unknown dtype or quantisation, or a device that is not there.
+    """
+    where = _device(device)
+    if dtype != "auto" and dtype not in DTYPES:
+        raise UsageError(f"unknown value - --dtype {dtype}", hint=f"one of: auto, {', '.join(DTYPES)}")
+    if load_in is not None and load_in not in QUANTISATIONS:
+        raise UsageError(f"unknown value - --load-in {load_in}", hint=f"one of: {', '.join(QUANTISATIONS)}")
+    if load_in is not None and importlib.util.find_spec("bitsandbytes") is None:
+        raise UsageError(f"bitsandbytes is not installed - --load-in {load_in}", hint="pip install bitsandbytes")
+    # Half precision on a CPU is slow and coarse; on a GPU the checkpoint's own dtype is what it was trained for.
+    automatic = stored if where.type == "cuda" else torch.float32
+    return Placement(DTYPES.get(dtype, automatic), where, device_map, _memory(max_memory), load_in)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        # mps is never chosen unasked: it has no float64, in which sums are accumulated.
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"no such device here - --device {name}", hint="use --device auto or --device cpu") from error
+    return device
+
+
+def _memory(text: str | None) -> dict[int | str, str] | None:
+    if not text:
+        return None
+    memory: dict[int | str, str] = {}
+    for item in text.split(","):
+        device, separator, amount = item.strip().partition("=")
+        if not separator or not device or not amount:
+            raise UsageError(f"unreadable - --max-memory {text}", hint="write it as --max-memory 0=20GiB,cpu=60GiB")
+        memory[int(device) if device.isdigit() else device] = amount
+    return memory
+
+
+def read_model_config(folder: Path) -> PreTrainedConfig:
+    """Return the model configuration of a checkpoint.
+
+    Raises:
+        MismatchError: None there, unreadable, or of a model that only runs with code from its repository.
+    """
+    if not (folder / "config.json").is_file():
+        raise MismatchError(f"no config.json - {folder}", hint="give the folder of a checkpoint, or an adapter's folder")
+    try:
+        with quiet():
+            return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise MismatchError(f"a model that transformers cannot read without remote code - {folder / 'config.json'}",
+                            hint="check model_type; code from a repository is never run") from error
+
+
+def skeleton(config: PreTrainedConfig, folder: Path) -> PreTrainedModel:
+    """Return the model of a configuration without weights (device `meta`): its module names and shapes.
+
+    Raises:
+        MismatchError: Not a causal language model.
+    """
+    try:
+        with quiet(), torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise MismatchError(f"no causal language model ({config.model_type}) - {folder}",
+                            hint="give a decoder-only language model") from error
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Tell whether a folder has a tokenizer of its own."""
+    return any((folder / name).is_file() for name in TOKENIZER_FILES)
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """Return a folder's tokenizer.
+
+    Raises:
+        MismatchError: None there, or unreadable.
+    """
+    if not has_tokenizer(folder):
+        raise MismatchError(f"no tokenizer - {folder}", hint="copy tokenizer.json and tokenizer_config.json there")
+    try:
+        with quiet():
+            return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # the tokenizers library raises bare Exception
+        raise MismatchError(f"unreadable tokenizer ({type(error).__name__}) - {folder}",
+                            hint="copy the tokenizer files again") from error
+
+
+def load_model(folder: Path, placement: Placement) -> PreTrainedModel:
+    """Load a model: frozen, in eval mode, without dropout or cache, with attention that has a double backward.
+
+    Raises:
+        MismatchError: Weights that are missing, left over or of another shape, or that transformers refuses.
+    """
+    try:
+        with quiet():
+            model, info = AutoModelForCausalLM.from_pretrained(folder, **_load_settings(placement))
+    except (ValueError, OSError, ImportError) as error:
+        raise MismatchError(f"cannot load: {_first_line(error)} - {folder}",
+                            hint="check the folder with AutoModelForCausalLM.from_pretrained") from error
+    _refuse_partial(info, folder)
+    model.config.use_cache = False
+    return model.requires_grad_(False).eval()
+
+
+def _load_settings(placement: Placement) -> dict[str, object]:
+    mapped: object = placement.device_map
+    if mapped is None and placement.device.type != "cpu":
+        mapped = {"": placement.device}
+    quantised = BitsAndBytesConfig(**QUANTISATIONS[placement.load_in]) if placement.load_in else None
+    return {
+        "dtype": placement.dtype,
+        # sdpa and flash attention have no double backward.
+        "attn_implementation": "eager",
+        "use_safetensors": True,
+        "local_files_only": True,
+        "trust_remote_code": False,
+        "device_map": mapped,
+        "max_memory": placement.max_memory,
+        "quantization_config": quantised,
+        "output_loading_info": True,
+        # Mismatches come back in the loading info and are refused there, with their names.
+        "ignore_mismatched_sizes": True,
+    }
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def _refuse_partial(info: dict[str, object], folder: Path) -> None:
+    kinds = {"missing_keys": "missing", "mismatched_keys": "of another shape than config.json says",
+             "unexpected_keys": "not of this model"}
+    for kind, words in kinds.items():
+        names = sorted(str(entry[0] if isinstance(entry, tuple) else entry) for entry in info.get(kind) or ())  # type: ignore[union-attr]
+        if names:
+            raise MismatchError(f"{len(names)} weights {words}: {', '.join(names[:3])} - {folder}",
+                                hint="config.json and the weights belong to different checkpoints")

@@ -1,0 +1,150 @@
+"""Safetensors files seen through their headers: names, shapes, lengths, hashes, and a streamed scan for NaN."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ..errors import MismatchError
+
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+_CHUNK_BYTES = 1 << 22
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One tensor of a file: its dtype as safetensors writes it (`F32`, `BF16`, ...), its shape, its file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    file: Path
+
+
+def weight_files(folder: Path) -> tuple[Path, ...]:
+    """Return the weight files of a full checkpoint, sorted: `model.safetensors`, or every shard of its index.
+
+    Raises:
+        MismatchError: No safetensors weights (pickled ones are never opened), or a shard that is missing.
+    """
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        return tuple(sorted({folder / name for name in _weight_map(index).values()}))
+    single = folder / "model.safetensors"
+    if single.is_file():
+        return (single,)
+    raise _no_safetensors(folder)
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    try:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise MismatchError(f"unreadable index of shards - {index}", hint="download the checkpoint again") from error
+    for name in sorted(set(weight_map.values())):
+        # A name with a folder in it could point outside the checkpoint.
+        if Path(name).name != name or not (index.parent / name).is_file():
+            raise MismatchError(f"missing shard {name} - {index}", hint="download the checkpoint again")
+    return weight_map
+
+
+def _no_safetensors(folder: Path) -> MismatchError:
+    pickles = sorted(f.name for f in folder.iterdir() if f.suffix in PICKLES)
+    if not pickles:
+        return MismatchError(f"no safetensors weights - {folder}",
+                             hint="give a folder with model.safetensors, or an adapter's folder")
+    command = (f'python -c "from transformers import AutoModelForCausalLM as M; '
+               f"M.from_pretrained('{folder}').save_pretrained('{folder}-safetensors')\"")
+    return MismatchError(f"pickled weights are never opened - {folder / pickles[0]}",
+                         hint=f"if you trust the file, convert it: {command}")
+
+
+def read_header(file: Path) -> dict[str, TensorInfo]:
+    """Return the tensors of one safetensors file, by name, without reading them.
+
+    Raises:
+        MismatchError: The file is no safetensors file, or shorter or longer than its header says.
+    """
+    size = file.stat().st_size
+    try:
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if size < 8 + length or length < 2:
+                raise ValueError("header beyond the end")
+            entries = json.loads(stream.read(length))
+        entries.pop("__metadata__", None)
+        end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
+        infos = {name: TensorInfo(e["dtype"], tuple(e["shape"]), file) for name, e in entries.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise MismatchError(f"truncated or no safetensors file - {file}", hint="copy or download it again") from error
+    if size != 8 + length + end:
+        raise MismatchError(f"truncated or corrupted: {size} bytes where the header says {8 + length + end} - {file}",
+                            hint="copy or download it again")
+    return infos
+
+
+def read_headers(folder: Path) -> dict[str, TensorInfo]:
+    """Return all tensors of a full checkpoint, single or sharded, by name.
+
+    Raises:
+        MismatchError: As `weight_files` and `read_header`, or an index that names tensors its shards lack.
+    """
+    infos = {name: info for file in weight_files(folder) for name, info in read_header(file).items()}
+    index = folder / "model.safetensors.index.json"
+    lost = sorted(set(_weight_map(index)) - set(infos)) if index.is_file() else []
+    if lost:
+        raise MismatchError(f"tensors in the index but in no shard: {', '.join(lost[:3])} - {folder}",
+                            hint="download the checkpoint again")
+    return infos
+
+
+def sha256(file: Path) -> str:
+    """Return the SHA-256 of a file, hexadecimal, read in pieces."""
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while chunk := stream.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def iter_tensors(files: Iterable[Path]) -> Iterator[tuple[str, Tensor]]:
+    """Yield (name, tensor on the CPU) of all files, one tensor in memory at a time.
+
+    Raises:
+        MismatchError: A file that safetensors refuses.
+    """
+    for file in files:
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118 (a safetensors handle is no mapping)
+                    yield name, tensors.get_tensor(name)
+        except SafetensorError as error:
+            raise MismatchError(f"corrupted safetensors file ({error}) - {file}",
+                                hint="copy or download it again") from error
+
+
+def check_finite(files: Iterable[Path]) -> None:
+    """Refuse NaN and infinity anywhere in the files.
+
+    Raises:
+        MismatchError: A tensor with a value that is not finite, named with its file.
+    """
+    for file in files:
+        for name, tensor in iter_tensors((file,)):
+            if not _finite(tensor):
+                raise MismatchError(f"NaN or infinite values in {name} - {file}",
+                                    hint="the training run diverged: use an earlier checkpoint")
+
+
+def _finite(tensor: Tensor) -> bool:
+    if not tensor.is_floating_point():
+        return True
+    # Eight-bit floats have no isfinite of their own.
+    wide = tensor.float() if tensor.element_size() == 1 else tensor
+    return bool(torch.isfinite(wide).all())
