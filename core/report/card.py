@@ -71,18 +71,20 @@ def model_card(report: Mapping[str, Any], config: RestoreConfig) -> str:
     """
     hub_id = carrier_hub_id(report, config)
     return CARD.format(
-        front=yaml.safe_dump(_front(hub_id), sort_keys=True), carrier=escaped(report["inputs"][_carrier(report)]["ref"]),
+        front=yaml.safe_dump(_front(hub_id), sort_keys=True),
+        carrier=escaped(report["inputs"][_carrier(report)]["ref"]),
         verdict=report["verdict"], stopped=escaped(report["stopped_because"]).rstrip("."), table=_table(report),
         notes=_notes(report), drift=rows.number_text(report["drift"]["task_kl_nats_per_token"]),
         budget=rows.number_text(report["drift"]["budget_nats_per_token"]), controls=_controls(report),
-        load=hub_id or "PATH_TO_THE_MODEL_IT_SITS_ON", warnings=_warnings(report), command=_fenced(command_line(config)))
+        load=hub_id or "PATH_TO_THE_MODEL_IT_SITS_ON", warnings=_warnings(report),
+        command=_fenced(command_line(config)))
 
 
 def carrier_hub_id(report: Mapping[str, Any], config: RestoreConfig) -> str | None:
     """Return the hub id of the model that the adapter sits on, or None where that is, or may be, a local path.
 
     Args:
-        report: A valid report. The adapter sits on the base, or for a full checkpoint on the tuned model.
+        report: A valid report. The adapter sits on the base, for a full checkpoint on the tuned model.
         config: The settings; a reference that exists on this disk is no hub id, whatever it looks like.
 
     Returns:

@@ -30,9 +30,9 @@ def shareable(text: str) -> str:
 
 
 def shareable_settings(config: RestoreConfig) -> RestoreConfig:
-    """Return the settings with every path made shareable."""
-    return dataclasses.replace(config, **{key: _shareable_value(value)
-                                          for key, value in dataclasses.asdict(config).items()})
+    """Return the settings with every path made shareable, and `force` off: repeating must not overwrite."""
+    shared = {key: _shareable_value(value) for key, value in dataclasses.asdict(config).items()}
+    return dataclasses.replace(config, **{**shared, "force": False})
 
 
 def command_line(config: RestoreConfig) -> str:
@@ -48,7 +48,7 @@ def command_line(config: RestoreConfig) -> str:
     words = ["saferestore", "restore", shared.base, shared.tuned]
     for field in dataclasses.fields(shared):
         value = getattr(shared, field.name)
-        if field.name not in ("base", "tuned", "force") and value != field.default:
+        if field.name not in ("base", "tuned") and value != field.default:
             words += _flag(field.name.replace("_", "-"), value)
     return shlex.join([*words, "-o", "OUT"])
 

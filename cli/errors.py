@@ -1,0 +1,83 @@
+"""Failures as a user meets them: two lines on stderr, one JSON document with `--json`, one exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import typer
+
+from ..core.errors import SaferestoreError
+from ..core.report.rows import plain
+
+UNEXPECTED = "run it again with --debug for the traceback"
+
+REMEDIES = {
+    "KeyboardInterrupt": (130, "interrupted - nothing was written at OUT", "run the same command again"),
+    "OutOfMemoryError": (1, "out of memory", "lower --batch-size, or add --low-memory"),
+    "MemoryError": (1, "out of memory", "lower --batch-size, or add --low-memory"),
+    "ModuleNotFoundError": (1, "", "install what is missing, or saferestore anew: pip install saferestore"),
+}
+"""Name of an exception that is none of ours to exit code, first line (else its own text) and hint."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What went wrong, the way out, and the exit code."""
+
+    what: str
+    hint: str
+    exit_code: int
+
+
+def failure(error: BaseException) -> Failure:
+    """Return what to tell the user about any exception."""
+    if isinstance(error, SaferestoreError):
+        return Failure(error.what, error.hint, error.exit_code)
+    if isinstance(error, typer.TyperException):
+        return _usage(error)
+    name = type(error).__name__
+    code, what, hint = REMEDIES.get(name, (1, "", UNEXPECTED))
+    return Failure(what or f"{name}: {error}", hint, code)
+
+
+def show(failed: Failure, arguments: Sequence[str], error: BaseException | None = None) -> int:
+    """Print a failure the way the arguments ask for and return its exit code."""
+    if error is not None and _asked("debug", arguments):
+        traceback.print_exception(error)
+    what, hint = _line(failed.what), _line(failed.hint)
+    if _asked("json", arguments):
+        print(json.dumps(_report(what, hint, failed.exit_code), indent=2, ensure_ascii=False))
+    print(f"error: {what}\nhint: {hint}", file=sys.stderr)
+    return failed.exit_code
+
+
+def _asked(flag: str, arguments: Sequence[str]) -> bool:
+    """Tell whether a flag is on, also where the command line could not be read to its end."""
+    return f"--{flag}" in arguments or os.environ.get(f"SAFERESTORE_{flag.upper()}", "0") not in ("", "0", "false")
+
+
+def _usage(error: typer.TyperException) -> Failure:
+    """Turn the parser's message into ours; it names the near options of a mistyped one."""
+    message = error.format_message()
+    close = getattr(error, "possibilities", None)
+    command = getattr(getattr(error, "ctx", None), "command_path", "saferestore")
+    hint = f"did you mean {' or '.join(sorted(close))}?" if close else f"see: {command} --help"
+    what = getattr(error, "message", message) if close else message
+    return Failure(what[:1].lower() + what[1:].rstrip("."), hint, error.exit_code)
+
+
+def _line(text: str) -> str:
+    """Return text as one line that no terminal obeys; a library's long message keeps its beginning."""
+    line = " ".join(plain(text).split())
+    return line if len(line) <= 300 else line[:297] + "..."
+
+
+def _report(what: str, hint: str, code: int) -> dict[str, object]:
+    """Return the report of a run that came to no verdict of its own (report/schema.py, `status: error`)."""
+    return {"schema_version": "1.0", "command": "restore", "status": "error", "exit_code": code,
+            "verdict": "refused", "error": {"what": what, "hint": hint}, "warnings": []}

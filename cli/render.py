@@ -1,0 +1,187 @@
+"""Words and pixels: the only place that knows rich. Tables go to stdout, bars and warnings to stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from ..core.config import Progress as ProgressCallback
+from ..core.config import no_progress
+from ..core.report import rows
+
+WIDTH = 80
+COLOURS = {"restored": "bold green", "partial": "bold yellow", "unchanged": "bold red", "refused": "bold red"}
+
+
+def print_report(report: dict[str, Any], out: Path, *, brief: bool = False) -> None:
+    """Print the summary of a finished run on stdout, at most 80 columns wide; only its first line if `brief`."""
+    console = _console(sys.stdout)
+    console.print(title(report))
+    if not brief:
+        console.print(summary(report, out))
+
+
+def print_warnings(report: dict[str, Any]) -> None:
+    """Print the report's warnings on stderr."""
+    console = _console(sys.stderr)
+    for warning in report["warnings"]:
+        console.print(_text(f"warning: {warning['code']} {warning['message']}", "yellow"))
+
+
+def print_plan(plan: dict[str, Any]) -> None:
+    """Print what `--dry-run` found, one line a value."""
+    table = _table(["plan", ""])
+    for name, value in _flat(plan):
+        table.add_row(_text(name), _text(value))
+    _console(sys.stdout).print(table)
+
+
+@contextlib.contextmanager
+def progress_bars(*, enabled: bool) -> Iterator[ProgressCallback]:
+    """Yield a callback that draws one bar a stage on stderr; it draws nothing where stderr is no terminal."""
+    if not (enabled and sys.stderr.isatty()):
+        yield no_progress
+        return
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), MofNCompleteColumn(),
+               _Rate(), TimeRemainingColumn(compact=True))
+    with Progress(*columns, console=_console(sys.stderr)) as bars:
+        stages: dict[str, Any] = {}
+
+        def show(stage: str, done: int, total: int) -> None:
+            if stage not in stages:
+                stages[stage] = bars.add_task(rows.plain(stage)[:30].ljust(24), total=total)
+            bars.update(stages[stage], completed=done, total=total)
+
+        yield show
+
+
+class _Rate(ProgressColumn):
+    """How many a second, once that is known."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed:.3g}/s" if speed and (task.total or 0) > 1 else "", style="dim")
+
+
+def title(report: dict[str, Any]) -> Text:
+    """Return the first line: the verdict, its exit code and the figure that carries it."""
+    before, after = (rows.rate_text(report[key]["harmful_rate"]).split(" ")[0] for key in ("before", "after"))
+    return Text.assemble((report["verdict"], COLOURS[report["verdict"]]), f" (exit {report['exit_code']}): ",
+                         f"harmful answers {before} -> {after}")
+
+
+def summary(report: dict[str, Any], out: Path) -> RenderableType:
+    """Return everything below the first line."""
+    parts = ([_measures(report), *_footnotes(report)], [_facts(report, out)], _controls(report), _modules(report))
+    return Group(*(line for part in parts if part for line in ("", *part)))
+
+
+def _measures(report: dict[str, Any]) -> Table:
+    table = _table(["held-out rows", *rows.SYSTEMS.values(), "n"])
+    for key, label in rows.MEASURES.items():
+        cells = [Text(rows.cell_text(report[system], key), no_wrap=True) for system in rows.SYSTEMS]
+        table.add_row(label, *cells, rows.sample_size(report, key))
+    return table
+
+
+def _footnotes(report: dict[str, Any]) -> Iterator[Text]:
+    yield Text(" rates with 95% intervals; losses in nats per token", style="dim")
+    for label, reason in rows.reasons(report):
+        yield _text(f" {label}: not given, {reason}", "dim")
+    if names := rows.judges(report):
+        yield _text(f" judged by {rows.joined(names)}: by wording only, a smoke test", "dim")
+
+
+def _facts(report: dict[str, Any], out: Path) -> Padding:
+    table = Table.grid(padding=(0, 2))
+    for name, value in (("drift", _drift(report)), ("stopped because", report["stopped_because"]),
+                        ("cost", _cost(report)), ("written to", str(out))):
+        table.add_row(Text(name, style="bold"), _text(value))
+    return Padding(table, (0, 0, 0, 1))
+
+
+def _drift(report: dict[str, Any]) -> str:
+    drift = report["drift"]
+    return (f"{rows.number_text(drift['task_kl_nats_per_token'])} of "
+            f"{rows.number_text(drift['budget_nats_per_token'])} nats/token allowed on retain rows")
+
+
+def _cost(report: dict[str, Any]) -> str:
+    cost, run = report["cost"], report["run"]
+    parts = [f"{cost['gradient_passes']} gradient passes, {cost['curvature_products']} curvature products"]
+    if (total := run["seconds"].get("total")) is not None:
+        parts.append(f"{total:.0f} s")
+    if run["peak_memory_bytes"] is not None:
+        parts.append(f"{run['peak_memory_bytes'] / 1e9:.2f} GB at peak")
+    return ", ".join(parts)
+
+
+def _controls(report: dict[str, Any]) -> list[RenderableType]:
+    if not report["controls"]:
+        return []
+    table = _table(["at the same drift", "harmful answers", "task accuracy", "drift"])
+    own = {**report["after"], "name": "this restoration", **report["drift"]}
+    for control in (own, *report["controls"]):
+        table.add_row(_text(control["name"]), *(rows.cell_text(control, key) for key in (
+            "harmful_rate", "task_accuracy", "task_kl_nats_per_token")))
+    return [table]
+
+
+def _modules(report: dict[str, Any]) -> list[RenderableType]:
+    modules = rows.top_modules(report, 5)
+    if not modules:
+        return []
+    table = _table(["moved most", "share of the update", ""])
+    longest = max(module["update_share"] or 0 for module in modules) or 1.0
+    for module in modules:
+        share = module["update_share"] or 0
+        table.add_row(_text(_shortened(module["module"])), f"{rows.percent(share)}%", "█" * round(16 * share / longest))
+    return [table]
+
+
+def _shortened(name: str, width: int = 42) -> str:
+    return name if len(name) <= width else "..." + name[3 - width:]
+
+
+def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _flat(inner, f"{name}.{key}" if name else key)
+    elif isinstance(value, list):
+        yield name, ", ".join(map(str, value)) or "-"
+    else:
+        yield name, _quantity(name, value)
+
+
+def _quantity(name: str, value: Any) -> str:
+    if name.endswith("_bytes") and isinstance(value, int | float):
+        return f"{value / 1e9:.2f} GB"
+    return "-" if value is None else str(value)
+
+
+def _table(headers: list[str]) -> Table:
+    table = Table(box=None, padding=(0, 1), pad_edge=True, header_style="bold")
+    for header in headers:
+        table.add_column(header, no_wrap=header != "")
+    return table
+
+
+def _text(text: str, style: str = "") -> Text:
+    """Return text of unknown origin as it is, without markup or control characters."""
+    return Text(rows.plain(text), style=style)
+
+
+def _console(stream: Any) -> Console:
+    """Return a console that never exceeds 80 columns and cuts nothing off where the output is a file."""
+    console = Console(file=stream, highlight=False, soft_wrap=False)
+    return console if console.is_terminal and console.width <= WIDTH else Console(
+        file=stream, highlight=False, width=WIDTH)
