@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from .checkpoint.session import LiveModel
 from .data.batches import Batch
+from .data.scratch import scratch_tensor
 from .errors import NumericalError
 from .params import Params, axpy, is_finite, zeros
 
@@ -149,9 +150,17 @@ def cross_entropy(name: str, batches: Sequence[Batch], *, target: float | None =
 
 
 @torch.no_grad()
-def log_probabilities(model: nn.Module, batches: Sequence[Batch]) -> list[Tensor]:
-    """Return log p at every answer token, a tensor [N, V] a batch, on the CPU; exact, so V x tokens x 4 bytes."""
-    return [torch.log_softmax(answer_logits(model, batch).logits, dim=-1).cpu() for batch in batches]
+def log_probabilities(model: nn.Module, batches: Sequence[Batch], *, on_disk: bool = False) -> list[Tensor]:
+    """Return log p at every answer token, a tensor [N, V] a batch, on the CPU or in vanishing files.
+
+    They are exact: a top-k cache would bias every divergence from them. Size: answer tokens x V x 4 bytes.
+    """
+    kept = []
+    for batch in batches:
+        log_p = torch.log_softmax(answer_logits(model, batch).logits, dim=-1)
+        store = scratch_tensor(log_p.shape, log_p.dtype, on_disk=on_disk)
+        kept.append(store.copy_(log_p))
+    return kept
 
 
 Reference = Callable[[int], Tensor]

@@ -48,7 +48,8 @@ def per_row_gradients(live: LiveModel, batch: Batch, scalar: Callable[[AnswerLog
     Returns:
         Parameter name -> [B, out, in].
     """
-    names = {name: live.model.get_submodule(name.removesuffix(".weight")) for name in live.leaves}
+    owners = {id(module.weight): module for module in live.model.modules() if isinstance(module, nn.Linear)}
+    linears = {name: owners[id(leaf)] for name, leaf in live.leaves.items()}
     inputs: dict[str, Tensor] = {}
     outputs: dict[str, Tensor] = {}
 
@@ -57,7 +58,7 @@ def per_row_gradients(live: LiveModel, batch: Batch, scalar: Callable[[AnswerLog
             inputs[name], outputs[name] = args[0].detach(), output
         return hook
 
-    handles = [module.register_forward_hook(keep(name)) for name, module in names.items()]
+    handles = [module.register_forward_hook(keep(name)) for name, module in linears.items()]
     try:
         value = scalar(answer_logits(live.model, batch))
     finally:

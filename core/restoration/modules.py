@@ -30,8 +30,8 @@ class ModuleShare:
 
 
 def module_of(leaf: str) -> str:
-    """Return the module of a PEFT parameter name: `base_model.model.X.lora_A.default.weight` -> `X`."""
-    return leaf.removeprefix("base_model.model.").split(".lora_")[0]
+    """Return the module of an adapter parameter's name: `X.lora_A.weight` -> `X`."""
+    return leaf.rpartition(".lora_")[0]
 
 
 def factors(params: Params) -> dict[str, tuple[Tensor, Tensor]]:

@@ -8,7 +8,7 @@ the ratio of measured to predicted decrease (Levenberg-Marquardt; Nocedal and Wr
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from ..checkpoint.session import LiveModel, read_params, write_params
@@ -83,9 +83,13 @@ class Step:
 
 @dataclass
 class Cost:
-    """Work done, counted as conventions ask: a pass is one forward and backward over all fit rows."""
+    """Work done: a gradient pass is one forward and backward over all fit rows.
+
+    The pass that scores rows for a Fisher matrix runs over the retain rows alone, and is counted as a whole pass.
+    """
 
     gradient_passes: int = 0
+    score_passes: int = 0
     curvature_products: int = 0
     forward_passes: int = 0
 
@@ -213,6 +217,7 @@ def _operator(problem: Problem, settings: Settings, state: _State) -> CurvatureO
                           state.diagonal, state.pairs)
     if not state.steps:
         state.cost.gradient_passes += engine.score_passes
+        state.cost.score_passes += engine.score_passes
     return engine.make(inputs)
 
 

@@ -1,0 +1,196 @@
+"""The stages of each command, in order: the only place where they meet."""
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .checkpoint.pair import CheckpointPair, open_pair
+from .checkpoint.session import Session, open_session, write_params
+from .checkpoint.writer import reload_error, write_adapter
+from .config import Progress, RestoreConfig, no_progress
+from .data.chat import chat_format
+from .data.selection import Selection, select
+from .evaluation.controls import run_controls
+from .evaluation.preparation import Answers, Prepared, held_out_losses, prepare, tokens_of
+from .evaluation.systems import Examiner
+from .evaluation.verdict import Comparison, Mean, compare, mean_per_token, verdict
+from .losses import answer_tokens, row_count, row_divergences
+from .report import assemble
+from .report.share import command_line
+from .report.staging import check_out, staged
+from .report.verdicts import VERDICTS
+from .report.write import sha256, write_bundle
+from .restoration.modules import Distances, distances, shares
+from .restoration.trust_region import Outcome, Settings, minimise
+
+Json = dict[str, Any]
+ON_DISK_ABOVE = 2 * 2**30
+"""Bytes of log-probabilities above which they are kept in files."""
+
+
+@dataclass
+class Clock:
+    """Seconds by stage, for the report's volatile `run` object."""
+
+    started: str = field(default_factory=lambda: datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time a stage."""
+        begin = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + round(time.perf_counter() - begin, 3)
+
+
+def restore(config: RestoreConfig, out: Path, *, progress: Progress = no_progress) -> Json:
+    """Repair a fine-tuned checkpoint and prove it.
+
+    Args:
+        config: What to read and how.
+        out: The folder to write; it appears whole or not at all.
+        progress: Told of every long stage.
+
+    Returns:
+        The report (the contract of `saferestore schema`), with `exit_code` and `verdict`.
+
+    Raises:
+        UsageError: Wrong settings, an empty set, or an OUT that cannot be written.
+        MismatchError: Inputs that do not fit together.
+        NumericalError: A loss that is not finite; nothing is written.
+    """
+    clock = Clock()
+    check_out(out, force=config.force)
+    torch.manual_seed(config.seed)
+    with clock.stage("open"):
+        rows = select(config)
+        pair = open_pair(config.base, config.tuned, offline=config.offline, rank=config.rank, force=config.force,
+                         progress=progress)
+        session = open_session(pair, dtype=config.dtype, device=config.device, device_map=config.device_map,
+                               max_memory=config.max_memory, load_in=config.load_in, seed=config.seed)
+        examiner = _examiner(session, config, progress)
+    with clock.stage("prepare"):
+        prepared = prepare(session, examiner, rows, objective=config.objective, on_disk=config.low_memory)
+    with clock.stage("restore"):
+        outcome = minimise(prepared.problem, solver_settings(config), progress=progress)
+    with clock.stage("evaluate"):
+        after = _after(prepared, examiner, rows, config)
+    with clock.stage("controls"):
+        controls = run_controls(session, prepared, outcome, examiner, rows, config) if config.controls else []
+    write_params(prepared.problem.live, outcome.point.params)
+    report = _report(config, pair, rows, prepared, outcome, after, controls)
+    with clock.stage("write"):
+        _write(out, report, config, prepared, session, outcome, clock)
+    return report
+
+
+def solver_settings(config: RestoreConfig) -> Settings:
+    """Return the settings of the trust region for a configuration."""
+    return Settings(engine=config.engine, max_drift=config.max_drift, max_steps=config.max_steps, seed=config.seed,
+                    low_memory=config.low_memory)
+
+
+def _examiner(session: Session, config: RestoreConfig, progress: Progress) -> Examiner:
+    chat = chat_format(session.tokenizer, config.chat_template, config.system_prompt)
+    text_config = session.adapter().model.config.get_text_config()
+    context = getattr(text_config, "max_position_embeddings", None) or 2048
+    return Examiner(chat, min(config.max_new_tokens, context // 2), config.batch_size, context, progress)
+
+
+@dataclass(frozen=True)
+class After:
+    """What the restored model does on held-out rows."""
+
+    answers: Answers
+    losses: dict[str, float | None]
+    drift: Mean | None
+    against: Mapping[str, Comparison]
+    generated_tokens: int
+
+
+def _after(prepared: Prepared, examiner: Examiner, rows: Selection, config: RestoreConfig) -> After:
+    model, held_out = prepared.problem.live.model, prepared.held_out
+    answers = examiner.ask_sets(model, rows.held_out, "answers of the restored model")
+    drift = None
+    if held_out.drift:
+        sums, tokens = row_divergences(model, held_out.drift, held_out.tuned_log_p)
+        drift = mean_per_token(sums.tolist(), tokens.tolist(), seed=config.seed)
+    harm = {name: [a.verdict.harmful for a in part["harmful"]] for name, part in
+            {**prepared.answers, "after": answers}.items()}
+    against = {"harm_after_vs_base": compare(harm["after"], harm["base"]),
+               "harm_after_vs_tuned": compare(harm["after"], harm["tuned"])}
+    return After(answers, held_out_losses(model, held_out.harmful, held_out.task), drift, against, tokens_of(answers))
+
+
+def _report(config: RestoreConfig, pair: CheckpointPair, rows: Selection, prepared: Prepared, outcome: Outcome,
+            after: After, controls: list[Json]) -> Json:
+    against = after.against
+    decided = verdict(against["harm_after_vs_base"], against["harm_after_vs_tuned"],
+                      after.drift.ci_low if after.drift else None, config.max_drift)
+    loss = {name: found["harmful_loss_nats_per_token"] for name, found in prepared.losses.items()}
+    losses = (*prepared.problem.safety, prepared.problem.drift)
+    drift_rows, drift_tokens = row_count(losses[-1].batches), answer_tokens(losses[-1].batches)
+    where = distances(outcome.start.params, outcome.point.params) if pair.kind == "lora" else Distances(None, None)
+    found: Json = {
+        **assemble.frame(config, decided, VERDICTS[decided]),
+        "inputs": assemble.inputs(pair, rows),
+        "before": assemble.measured(prepared.answers["tuned"], prepared.losses["tuned"]),
+        "after": assemble.measured(after.answers, after.losses),
+        "base": assemble.measured(prepared.answers["base"], prepared.losses["base"]),
+        "comparisons": assemble.comparisons(against),
+        "drift": assemble.drift(after.drift, outcome.point.drift, config.max_drift, where, pair.kind),
+        **assemble.restored_fraction(loss["tuned"], after.losses["harmful_loss_nats_per_token"], loss["base"]),
+        "modules": assemble.modules(shares(outcome.attribution, outcome.start.params, outcome.point.params)),
+        "controls": controls,
+        "steps": assemble.steps(outcome.steps),
+        "stopped_because": outcome.stopped_because,
+        "cost": assemble.cost(outcome, rows=sum(row_count(each.batches) for each in losses),
+                              tokens=sum(answer_tokens(each.batches) for each in losses),
+                              generated=prepared.generated_tokens + after.generated_tokens,
+                              drift_rows=drift_rows, drift_tokens=drift_tokens),
+        "warnings": [{"code": code, "message": message} for code, message in
+                     (*pair.warnings, *rows.warnings, *prepared.warnings, *_warnings(config, outcome, after))],
+    }
+    return found if config.controls else {**found, "controls_reason": "--no-controls"}
+
+
+def _warnings(config: RestoreConfig, outcome: Outcome, after: After) -> list[tuple[str, str]]:
+    found = []
+    if after.drift and after.drift.ci_low is not None and after.drift.ci_low > config.max_drift:
+        found.append(("W_DRIFT", f"held-out drift {after.drift.value:.4f} nats per token lies above the budget of "
+                      f"{config.max_drift:g}"))
+    if not any(step.accepted for step in outcome.steps):
+        found.append(("W_NO_STEP", "no step was taken: the restored adapter equals the tuned one"))
+    return found
+
+
+def _write(out: Path, report: Json, config: RestoreConfig, prepared: Prepared, session: Session, outcome: Outcome,
+           clock: Clock) -> None:
+    """Write OUT whole: the adapter, re-read through PEFT and compared, then the report and what repeats the run."""
+    with staged(out, force=config.force) as folder:
+        write_adapter(folder, outcome.point.params, session.pair)
+        probe = prepared.problem.drift.batches[-1].input_ids
+        files = sorted(path for path in folder.iterdir() if path.is_file())
+        report["outputs"] = {path.name: {"sha256": sha256(path), "bytes": path.stat().st_size} for path in files}
+        report["outputs"]["roundtrip_max_abs_error"] = reload_error(folder, session, probe)
+        report["run"] = {"started_utc": clock.started, "seconds": clock.seconds, "peak_memory_bytes": peak_memory()}
+        write_bundle(folder, report, config, command_line(config))
+
+
+def peak_memory() -> int | None:
+    """Return the peak memory of this process in bytes: of the GPU where one is used, else resident; None if unknown."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated()
+    try:
+        import resource
+    except ImportError:
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
