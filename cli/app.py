@@ -16,7 +16,7 @@ from .schema import schema
 
 HELP = """Put back the refusals that fine-tuning took away from a language model, and keep its task.
 
-BASE is the aligned model, TUNED what fine-tuning made of it: a folder, or a hub id as ID[@REVISION][+ADAPTER].
+BASE is the aligned model, TUNED what fine-tuning made of it: a folder, or a hub id ID[@REVISION][+ADAPTER].
 """
 
 CODES = "\b\nExit codes:\n" + "\n".join(f"{code:>5}  {meaning}" for code, meaning in EXIT_CODES.items())

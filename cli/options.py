@@ -23,8 +23,9 @@ def read_defaults(context: typer.Context, path: Path | None) -> Path | None:
 
 def settings(given: Mapping[str, Any]) -> RestoreConfig:
     """Return the settings among a command's parameters; raises UsageError where one is out of range."""
-    values = {name: given[name] for name in FIELDS}
-    return RestoreConfig(**{name: tuple(v) if isinstance(v, list | tuple) else v for name, v in values.items()})
+    values: dict[str, Any] = {name: tuple(value) if isinstance(value := given[name], list) else value
+                              for name in FIELDS}
+    return RestoreConfig(**values)
 
 
 def _as_given(name: str, value: object) -> object:

@@ -47,7 +47,7 @@ def _scale(values: list[float | None]) -> float:
 
 @lru_cache(maxsize=1)
 def _template() -> jinja2.Template:
-    text = resources.files(__package__).joinpath("report.html.jinja").read_text(encoding="utf-8")
+    text = resources.files("saferestore.core.report").joinpath("report.html.jinja").read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True,
                                      keep_trailing_newline=True, undefined=jinja2.StrictUndefined,
                                      finalize=lambda value: rows.plain(value) if type(value) is str else value)

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from .verdicts import EXIT_CODES, VERDICTS
 
 SCHEMA_VERSION = "1.0"
-Json = dict[str, object]
+Json = Mapping[str, Any]
 
 TEXT: Json = {"type": "string"}
 COUNT: Json = {"type": "integer", "minimum": 0}
@@ -55,7 +56,7 @@ JUDGED: Json = {"value": SHARE, "n": {"type": "integer", "minimum": 1}, "ci_low"
                 "judge": TEXT}
 UNREADABLE: Json = {"errors": COUNT}
 RATE_OBJECT = closed({**JUDGED, "others": rows(closed(JUDGED, optional=UNREADABLE))}, optional=UNREADABLE)
-MEASUREMENT = closed(dict.fromkeys(LOSSES, NUMBER) | dict.fromkeys(RATES, RATE), patterns=MEASURED)
+MEASUREMENT = closed({**dict.fromkeys(LOSSES, NUMBER), **dict.fromkeys(RATES, RATE)}, patterns=MEASURED)
 NUMBERS: Json = {"_reason$": TEXT, ".": {"type": ["number", "boolean", "string", "null"]}}
 
 CHECKPOINT: Json = {
@@ -125,7 +126,7 @@ SCHEMA: Json = {
 }
 
 
-def validate(report: Mapping[str, object]) -> None:
+def validate(report: Mapping[str, Any]) -> None:
     """Refuse a report that breaks its contract: a defect of the program, not of its user.
 
     Args:
