@@ -10,20 +10,20 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NoReturn
 
-import torch
 from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file
 from torch import Tensor
 
 from ..errors import MismatchError
+from .factors import Factors, pad, servable_rank
 from .safetensors_files import PICKLES, check_finite, read_header
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 KEY_PREFIX = "base_model.model."
 
-Factors = dict[str, tuple[Tensor, Tensor]]
 Warnings = tuple[tuple[str, str], ...]
 
 SETTINGS_WITHOUT_LORA_FORM: dict[str, str] = {
@@ -81,7 +81,7 @@ class LoraAdapter:
     base_name: str | None
     source_ranks: dict[str, int]
     warnings: Warnings
-    config: Mapping[str, object]
+    config: Mapping[str, Any]
 
 
 def is_adapter(folder: Path) -> bool:
@@ -90,13 +90,20 @@ def is_adapter(folder: Path) -> bool:
 
 
 def merge_command(folder: Path) -> str:
-    """Return the command that turns an adapter of any kind into a full checkpoint beside it."""
+    """Return the command that turns an adapter of any kind into a full checkpoint beside it.
+
+    Args:
+        folder: The adapter's.
+
+    Returns:
+        A shell command, and what to give then.
+    """
     return (f'python -c "from peft import AutoPeftModelForCausalLM as M; '
             f"M.from_pretrained('{folder}').merge_and_unload().save_pretrained('{folder}-merged')\""
             f" and give {folder}-merged")
 
 
-def read_config(folder: Path) -> dict[str, object]:
+def read_config(folder: Path) -> dict[str, Any]:
     """Return an adapter's settings.
 
     Raises:
@@ -109,19 +116,19 @@ def read_config(folder: Path) -> dict[str, object]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise MismatchError(f"unreadable adapter settings - {file}", hint="give the folder PEFT saved") from error
     if kind != "LORA":
-        raise _no_lora_form(folder, f"the adapter is {kind}, not LoRA")
+        _refuse_form(folder, f"the adapter is {kind}, not LoRA")
     for key, reason in SETTINGS_WITHOUT_LORA_FORM.items():
         if config.get(key):
-            raise _no_lora_form(folder, reason, mergeable=key not in UNMERGEABLE)
+            _refuse_form(folder, reason, mergeable=key not in UNMERGEABLE)
     start = config.get("init_lora_weights")
     if (start.lower() if isinstance(start, str) else start) not in INITIALISATIONS_KEEPING_THE_BASE:
-        raise _no_lora_form(folder, f"init_lora_weights={start} changes the base's own weights")
+        _refuse_form(folder, f"init_lora_weights={start} changes the base's own weights")
     return config
 
 
-def _no_lora_form(folder: Path, reason: str, *, mergeable: bool = True) -> MismatchError:
+def _refuse_form(folder: Path, reason: str, *, mergeable: bool = True) -> NoReturn:
     hint = f"merge it first: {merge_command(folder)}" if mergeable else "train or convert it as a plain LoRA adapter"
-    return MismatchError(f"no exact LoRA form: {reason} - {folder}", hint=hint)
+    raise MismatchError(f"no exact LoRA form: {reason} - {folder}", hint=hint)
 
 
 def read_adapter(folder: Path) -> LoraAdapter:
@@ -130,20 +137,24 @@ def read_adapter(folder: Path) -> LoraAdapter:
     `rank_pattern`, `alpha_pattern`, `use_rslora` and `lora_alpha` are folded into B; ranks are padded with zeros to
     one rank. Nothing about the base is needed, so nothing about it is checked (see `fit`).
 
-    Raises:
-        MismatchError: A pickled, truncated or unreadable file, NaN, or a form that is not plain LoRA.
+    Args:
+        folder: The adapter's folder.
+
+    Returns:
+        The adapter. `MismatchError` names a pickled, truncated or unreadable file, NaN, or a form that is not plain
+        LoRA.
     """
     config = read_config(folder)
     file = _weights(folder)
     check_finite((file,))
-    halves = _halves(file, config)
-    folded = {module: fold(module, a, b, config, file) for module, (a, b) in sorted(halves.items())}
+    folded = {module: fold(module, a, b, config, file) for module, (a, b) in sorted(_halves(file, config).items())}
     ranks = {module: a.shape[0] for module, (a, _) in folded.items()}
     rank = servable_rank(ranks.values())
+    recorded = config.get("base_model_name_or_path")
     return LoraAdapter(
         factors={module: pad(a, b, rank) for module, (a, b) in folded.items()},
         rank=rank,
-        base_name=str(config["base_model_name_or_path"]) if config.get("base_model_name_or_path") else None,
+        base_name=str(recorded) if recorded else None,
         source_ranks=ranks,
         warnings=_noop_warning(folded, folder),
         config=config,
@@ -157,23 +168,25 @@ def _weights(folder: Path) -> Path:
     pickle = next((f for f in sorted(folder.iterdir()) if f.suffix in PICKLES), None)
     if pickle is None:
         raise MismatchError(f"no {WEIGHTS_FILE} - {folder}", hint="give the folder PEFT saved")
-    command = f'python -c "import torch, safetensors.torch as s; s.save_file(torch.load(\'{pickle}\', ' \
-              f"weights_only=True), '{file}')\""
+    load = f"torch.load('{pickle}', weights_only=True)"
+    command = f"python -c \"import torch, safetensors.torch as s; s.save_file({load}, '{file}')\""
     raise MismatchError(f"pickled weights are never opened - {pickle}",
                         hint=f"if you trust the file, convert it: {command}")
 
 
-def _halves(file: Path, config: Mapping[str, object]) -> Factors:
+def _halves(file: Path, config: Mapping[str, Any]) -> Factors:
     """Pair lora_A with lora_B by module name, refusing every tensor that is neither."""
     names = read_header(file)
     _refuse_other_tensors(names, file, config)
-    tensors = {name: tensor.float() for name, tensor in load_file(file).items()}
     modules = {name.removeprefix(KEY_PREFIX).rpartition(".lora_")[0] for name in names}
     alone = [m for m in sorted(modules) if not {key(m, "A"), key(m, "B")} <= set(names)]
-    if alone or not modules:
-        raise MismatchError(f"{len(alone)} modules with only one of lora_A and lora_B: {', '.join(alone[:3])} - {file}"
-                            if alone else f"no LoRA tensors at all - {file}", hint="save or download the adapter again")
-    return {m: (tensors[key(m, "A")], tensors[key(m, "B")]) for m in modules}
+    if not modules:
+        raise MismatchError(f"no LoRA tensors at all - {file}", hint="save or download the adapter again")
+    if alone:
+        raise MismatchError(f"{len(alone)} modules with only one of lora_A and lora_B: {', '.join(alone[:3])} - {file}",
+                            hint="save or download the adapter again")
+    tensors = load_file(file)
+    return {m: (tensors[key(m, "A")].float(), tensors[key(m, "B")].float()) for m in modules}
 
 
 def key(module: str, factor: str) -> str:
@@ -181,7 +194,7 @@ def key(module: str, factor: str) -> str:
     return f"{KEY_PREFIX}{module}.lora_{factor}.weight"
 
 
-def _refuse_other_tensors(names: Iterable[str], file: Path, config: Mapping[str, object]) -> None:
+def _refuse_other_tensors(names: Iterable[str], file: Path, config: Mapping[str, Any]) -> None:
     other = [n for n in sorted(names)
              if not (n.startswith(KEY_PREFIX) and n.endswith((".lora_A.weight", ".lora_B.weight")))]
     if not other:
@@ -189,26 +202,21 @@ def _refuse_other_tensors(names: Iterable[str], file: Path, config: Mapping[str,
     for part, what in TENSORS_WITHOUT_LORA_FORM.items():
         named = [n for n in other if part in n]
         if named:
-            raise _no_lora_form(file.parent, f"{named[0]} is {what} (bias={config.get('bias', 'none')})"
+            _refuse_form(file.parent, f"{named[0]} is {what} (bias={config.get('bias', 'none')})"
                                 if "bias" in part else f"{named[0]} is {what}")
     raise MismatchError(f"keys not of PEFT's form: {', '.join(other[:3])} (expected {KEY_PREFIX}MODULE.lora_A.weight)"
                         f" - {file}", hint="save the adapter with model.save_pretrained of PEFT")
 
 
-def scaling(module: str, config: Mapping[str, object]) -> tuple[int, float]:
+def scaling(module: str, config: Mapping[str, Any]) -> tuple[int, float]:
     """Return the rank that the settings give a module, and the factor that PEFT multiplies B A with."""
-    ranks, alphas = (_pattern(config, name) for name in ("rank_pattern", "alpha_pattern"))
-    rank = int(ranks.get(get_pattern_key(list(ranks), module), config.get("r", 8)))  # type: ignore[arg-type]
-    alpha = float(alphas.get(get_pattern_key(list(alphas), module), config.get("lora_alpha", 8)))  # type: ignore[arg-type]
+    ranks, alphas = (config.get(name) or {} for name in ("rank_pattern", "alpha_pattern"))
+    rank = int(ranks.get(get_pattern_key(list(ranks), module), config.get("r", 8)))
+    alpha = float(alphas.get(get_pattern_key(list(alphas), module), config.get("lora_alpha", 8)))
     return rank, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
-def _pattern(config: Mapping[str, object], name: str) -> dict[str, float]:
-    pattern = config.get(name)
-    return pattern if isinstance(pattern, dict) else {}
-
-
-def fold(module: str, a: Tensor, b: Tensor, config: Mapping[str, object], file: Path) -> tuple[Tensor, Tensor]:
+def fold(module: str, a: Tensor, b: Tensor, config: Mapping[str, Any], file: Path) -> tuple[Tensor, Tensor]:
     """Return (A, scaling B) of a module.
 
     Raises:
@@ -219,43 +227,6 @@ def fold(module: str, a: Tensor, b: Tensor, config: Mapping[str, object], file: 
         raise MismatchError(f"rank {rank} expected of {module}, found A {tuple(a.shape)} and B {tuple(b.shape)}"
                             f" - {file}", hint="adapter_config.json and the weights belong to different adapters")
     return a, b * factor
-
-
-def servable_rank(ranks: Iterable[int]) -> int:
-    """Return the smallest of 8, 16, 32, 64, ... that holds every rank: servers read one rank, of these sizes."""
-    return max(8, 1 << (max(ranks) - 1).bit_length())
-
-
-def pad(a: Tensor, b: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Return the factors with zero rows of A and zero columns of B up to `rank`; B A is unchanged."""
-    extra = rank - a.shape[0]
-    return torch.cat([a, a.new_zeros(extra, a.shape[1])]), torch.cat([b, b.new_zeros(b.shape[0], extra)], dim=1)
-
-
-def balanced(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Return factors of the same product with A A^T = B^T B, so that a step costs both alike.
-
-    From QR of B and A^T and the SVD of the small core R_B R_A^T = U S V^T: B' = Q_B U S^1/2, A' = S^1/2 V^T Q_A^T.
-    Directions that the product does not have (padding, cancelling columns) become exact zeros. A product of zero is
-    returned as it is: balancing it would set both factors to zero, where every gradient vanishes for ever.
-
-    Args:
-        a: [r, in].
-        b: [out, r].
-
-    Returns:
-        (A', B') of the same shapes and dtype.
-    """
-    q_b, r_b = torch.linalg.qr(b.double())
-    q_a, r_a = torch.linalg.qr(a.double().T)
-    u, s, vt = torch.linalg.svd(r_b @ r_a.T)
-    s = torch.where(s > s.max() * torch.finfo(torch.float32).eps, s, torch.zeros_like(s))
-    if not bool(s.any()):
-        return a, b
-    k = s.numel()
-    root = s.sqrt()
-    new_a, new_b = root[:, None] * (vt[:k] @ q_a.T), (q_b @ u[:, :k]) * root
-    return pad(new_a.to(a.dtype), new_b.to(b.dtype), a.shape[0])
 
 
 def _noop_warning(factors: Factors, folder: Path) -> Warnings:

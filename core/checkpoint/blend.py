@@ -7,8 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from torch import Tensor
-from transformers.modeling_utils import PreTrainedModel
+from torch import Tensor, nn
 
 from ..errors import MismatchError
 from .pair import CheckpointPair
@@ -16,7 +15,7 @@ from .safetensors_files import iter_tensors, read_headers, weight_files
 
 
 @contextmanager
-def blended_weights(model: PreTrainedModel, pair: CheckpointPair, alpha: float) -> Iterator[None]:
+def blended_weights(model: nn.Module, pair: CheckpointPair, alpha: float) -> Iterator[None]:
     """Hold the frozen weights at (1 - alpha) tuned + alpha base inside; restored from the tuned files on leaving.
 
     Does nothing for a pair of kind `lora`, whose frozen weights are the base's. Two tensors at most are in memory
@@ -33,7 +32,7 @@ def blended_weights(model: PreTrainedModel, pair: CheckpointPair, alpha: float) 
         _move(targets, pair.tuned_dir, 1.0)
 
 
-def _targets(model: PreTrainedModel, pair: CheckpointPair) -> dict[str, Tensor]:
+def _targets(model: nn.Module, pair: CheckpointPair) -> dict[str, Tensor]:
     """Return the parameter of each tensor of the files, by the tensor's name, each parameter once.
 
     Raises:
@@ -41,7 +40,7 @@ def _targets(model: PreTrainedModel, pair: CheckpointPair) -> dict[str, Tensor]:
             offloaded).
     """
     named = {name.replace(".base_layer.", "."): p for name, p in model.named_parameters() if ".lora_" not in name}
-    headers, prefix = read_headers(pair.tuned_dir), f"{model.base_model_prefix}."
+    headers, prefix = read_headers(pair.tuned_dir), f"{getattr(model, 'base_model_prefix', '')}."
     # A checkpoint may have been saved without its head, and so without the name of the model's body.
     files = {name: name if name in headers else name.removeprefix(prefix) for name in named}
     lost = [name for name, p in named.items() if files[name] not in headers or p.is_meta

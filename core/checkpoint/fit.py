@@ -107,10 +107,18 @@ def check_same_tensors(base: Mapping[str, TensorInfo], tuned: Mapping[str, Tenso
 def check_config_fits(model: PreTrainedModel, headers: Mapping[str, TensorInfo], folder: Path) -> None:
     """Refuse weights of another shape than `config.json` says, by the names that both have.
 
+    Quantised weights are packed in other shapes and are left to the loader.
+
+    Args:
+        model: The skeleton of `config.json`.
+        headers: Of the weight files.
+        folder: For messages.
+
     Raises:
         MismatchError: A tensor of two shapes.
     """
-    for name, tensor in model.state_dict().items():
+    packed = getattr(model.config, "quantization_config", None) is not None
+    for name, tensor in ({} if packed else model.state_dict()).items():
         if name in headers and headers[name].shape != tuple(tensor.shape):
             raise MismatchError(f"{name} has shape {headers[name].shape}, config.json says {tuple(tensor.shape)}"
                                 f" - {folder}", hint="config.json and the weights belong to different checkpoints")

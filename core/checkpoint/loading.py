@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
@@ -17,7 +19,12 @@ from .quiet import quiet
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32, "float64": torch.float64}
 SAFETENSORS_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
-QUANTISATIONS = {"4bit": {"load_in_4bit": True}, "8bit": {"load_in_8bit": True}}
+DEVICES = ("cpu", "cuda", "mps")
+DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
+QUANTISATIONS: dict[str, dict[str, Any]] = {
+    "4bit": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
+    "8bit": {"load_in_8bit": True},
+}
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
 
@@ -42,12 +49,25 @@ class Placement:
 
 def place(dtype: str, device: str, device_map: str | None, max_memory: str | None, load_in: str | None,
           stored: torch.dtype) -> Placement:
-    """Turn the flags into a placement; `stored` is the dtype of the checkpoint's files.
+    """Turn the flags into a placement.
+
+    Args:
+        dtype: A name, or `auto`.
+        device: `auto`, `cpu`, `cuda[:N]`, `mps`.
+        device_map: One of `DEVICE_MAPS`.
+        max_memory: `0=20GiB,cpu=60GiB`.
+        load_in: One of `QUANTISATIONS`.
+        stored: The dtype of the checkpoint's files.
+
+    Returns:
+        The placement.
 
     Raises:
-        UsageError: An unknown dtype or quantisation, or a device that is not there.
+        UsageError: An unknown value, a device that is not there, or a quantisation without bitsandbytes.
     """
     where = _device(device)
+    if device_map is not None and device_map not in DEVICE_MAPS:
+        raise UsageError(f"unknown value - --device-map {device_map}", hint=f"one of: {', '.join(DEVICE_MAPS)}")
     if dtype != "auto" and dtype not in DTYPES:
         raise UsageError(f"unknown value - --dtype {dtype}", hint=f"one of: auto, {', '.join(DTYPES)}")
     if load_in is not None and load_in not in QUANTISATIONS:
@@ -65,9 +85,11 @@ def _device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"no such device here - --device {name}", hint="use --device auto or --device cpu") from error
+        usable = device.type in DEVICES and torch.empty(0, device=device) is not None
+    except (RuntimeError, AssertionError):
+        usable = False
+    if not usable:
+        raise UsageError(f"no such device here - --device {name}", hint="use --device auto or --device cpu")
     return device
 
 
@@ -90,7 +112,7 @@ def read_model_config(folder: Path) -> PreTrainedConfig:
         MismatchError: None there, unreadable, or of a model that only runs with code from its repository.
     """
     if not (folder / "config.json").is_file():
-        raise MismatchError(f"no config.json - {folder}", hint="give the folder of a checkpoint, or an adapter's folder")
+        raise MismatchError(f"no config.json - {folder}", hint="give the folder of a checkpoint or of an adapter")
     try:
         with quiet():
             return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -137,15 +159,23 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 def load_model(folder: Path, placement: Placement) -> PreTrainedModel:
     """Load a model: frozen, in eval mode, without dropout or cache, with attention that has a double backward.
 
+    Args:
+        folder: A full checkpoint.
+        placement: Where to and in which dtype.
+
+    Returns:
+        The model.
+
     Raises:
         MismatchError: Weights that are missing, left over or of another shape, or that transformers refuses.
     """
     try:
         with quiet():
-            model, info = AutoModelForCausalLM.from_pretrained(folder, **_load_settings(placement))
-    except (ValueError, OSError, ImportError) as error:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(folder, **_load_settings(placement))
+    except (ValueError, OSError, ImportError, SafetensorError) as error:
         raise MismatchError(f"cannot load: {_first_line(error)} - {folder}",
                             hint="check the folder with AutoModelForCausalLM.from_pretrained") from error
+    model, info = loaded
     _refuse_partial(info, folder)
     model.config.use_cache = False
     return model.requires_grad_(False).eval()
@@ -155,7 +185,6 @@ def _load_settings(placement: Placement) -> dict[str, object]:
     mapped: object = placement.device_map
     if mapped is None and placement.device.type != "cpu":
         mapped = {"": placement.device}
-    quantised = BitsAndBytesConfig(**QUANTISATIONS[placement.load_in]) if placement.load_in else None
     return {
         "dtype": placement.dtype,
         # sdpa and flash attention have no double backward.
@@ -165,22 +194,35 @@ def _load_settings(placement: Placement) -> dict[str, object]:
         "trust_remote_code": False,
         "device_map": mapped,
         "max_memory": placement.max_memory,
-        "quantization_config": quantised,
+        "quantization_config": _quantisation(placement),
         "output_loading_info": True,
         # Mismatches come back in the loading info and are refused there, with their names.
         "ignore_mismatched_sizes": True,
     }
 
 
+def _quantisation(placement: Placement) -> BitsAndBytesConfig | None:
+    if placement.load_in is None:
+        return None
+    return BitsAndBytesConfig(bnb_4bit_compute_dtype=placement.dtype, **QUANTISATIONS[placement.load_in])
+
+
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
-def _refuse_partial(info: dict[str, object], folder: Path) -> None:
-    kinds = {"missing_keys": "missing", "mismatched_keys": "of another shape than config.json says",
-             "unexpected_keys": "not of this model"}
-    for kind, words in kinds.items():
-        names = sorted(str(entry[0] if isinstance(entry, tuple) else entry) for entry in info.get(kind) or ())  # type: ignore[union-attr]
+def _refuse_partial(info: dict[str, Any], folder: Path) -> None:
+    for kind, words in PARTIAL.items():
+        # A mismatched key comes with its two shapes.
+        names = sorted(entry[0] if isinstance(entry, tuple) else entry for entry in info.get(kind) or ())
         if names:
             raise MismatchError(f"{len(names)} weights {words}: {', '.join(names[:3])} - {folder}",
                                 hint="config.json and the weights belong to different checkpoints")
+
+
+PARTIAL = {
+    "missing_keys": "missing",
+    "mismatched_keys": "of another shape than config.json says",
+    "unexpected_keys": "not of this model",
+}
+"""Keys of transformers' loading info that must be empty, and what they mean."""

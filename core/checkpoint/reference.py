@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from tqdm.auto import tqdm
 
+from ..config import Progress, no_progress
 from ..errors import UsageError
 from .quiet import quiet
 
@@ -40,6 +43,12 @@ class Reference:
 
 def parse_reference(text: str) -> Reference:
     """Read `ID_OR_PATH[@REVISION][+ADAPTER[@REVISION]]`; an existing local path wins, even one with `@` or `+`.
+
+    Args:
+        text: As typed.
+
+    Returns:
+        Its parts.
 
     Raises:
         UsageError: An empty reference, or nothing before or after a `+`.
@@ -88,13 +97,15 @@ def shown(name: str, revision: str | None = None) -> str:
     return f"{name}@{revision}" if revision else name
 
 
-def locate(name: str, revision: str | None = None, *, offline: bool = False) -> Path:
+def locate(name: str, revision: str | None = None, *, offline: bool = False,
+           progress: Progress = no_progress) -> Path:
     """Return the local folder of a checkpoint, downloading a hub id's safetensors, JSON and tokenizer files.
 
     Args:
         name: Local folder or hub id.
         revision: Branch, tag or commit of a hub id.
         offline: Take a hub id from the local cache only.
+        progress: Called with the bytes downloaded.
 
     Returns:
         The folder, absolute.
@@ -109,13 +120,14 @@ def locate(name: str, revision: str | None = None, *, offline: bool = False) -> 
         raise UsageError(f"not a folder - {name}", hint=f"give the folder of the checkpoint: {path.parent}")
     if looks_like_path(name):
         raise UsageError(f"no such folder - {name}", hint="check the path; a hub id has the form OWNER/NAME")
-    return _download(name, revision, offline)
+    return _download(name, revision, offline, progress)
 
 
-def _download(name: str, revision: str | None, offline: bool) -> Path:
+def _download(name: str, revision: str | None, offline: bool, progress: Progress) -> Path:
     try:
         with quiet():
             folder = snapshot_download(name, revision=revision, local_files_only=offline,
+                                       tqdm_class=_relay(f"downloading {name}", progress),
                                        allow_patterns=list(WANTED_FILES), ignore_patterns=list(UNWANTED_FILES))
     except Exception as error:  # the hub client's transport, and so its exceptions, change between versions
         if isinstance(error, OSError) and error.errno is not None:
@@ -123,6 +135,22 @@ def _download(name: str, revision: str | None, offline: bool) -> Path:
         what, hint = next(row for kind, *row in HUB_FAILURES if isinstance(error, kind))
         raise UsageError(f"{what} - {shown(name, revision)}", hint=hint.format(name=name)) from error
     return Path(folder)
+
+
+def _relay(stage: str, progress: Progress) -> type[tqdm]:
+    """Return a bar that draws nothing and hands its bytes to `progress`."""
+
+    class Relay(tqdm):
+        def __init__(self, *args: Any, **settings: Any) -> None:
+            super().__init__(*args, **(settings | {"disable": True}))
+            self.counts_bytes, self.done = settings.get("unit") == "B", 0
+
+        def update(self, n: float | None = 1) -> None:
+            self.done += int(n or 0)
+            if self.counts_bytes:
+                progress(stage, self.done, max(self.done, int(self.total or 0)))
+
+    return Relay
 
 
 HUB_FAILURES: tuple[tuple[type[Exception], str, str], ...] = (
@@ -133,6 +161,7 @@ HUB_FAILURES: tuple[tuple[type[Exception], str, str], ...] = (
      "check the path, or with a connection run: hf download {name}"),
     (HfHubHTTPError, "no such folder, and the hub does not give it",
      "check spelling and revision; for a private repository run: hf auth login"),
-    (Exception, "no such folder, and the download failed", "check the path, or with a connection run: hf download {name}"),
+    (Exception, "no such folder, and the download failed",
+     "check the path, or with a connection run: hf download {name}"),
 )
 """Exception of the hub client, what it means, what to do: the first row that fits."""

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -14,6 +15,9 @@ from torch import Tensor
 
 from ..errors import MismatchError
 
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+AGAIN = "copy or download the checkpoint again"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _CHUNK_BYTES = 1 << 22
 
@@ -30,39 +34,41 @@ class TensorInfo:
 def weight_files(folder: Path) -> tuple[Path, ...]:
     """Return the weight files of a full checkpoint, sorted: `model.safetensors`, or every shard of its index.
 
-    Raises:
-        MismatchError: No safetensors weights (pickled ones are never opened), or a shard that is missing.
+    Args:
+        folder: The checkpoint's.
+
+    Returns:
+        The files. `MismatchError` says where there are none (pickled ones are never opened) or a shard is missing.
     """
-    index = folder / "model.safetensors.index.json"
+    index = folder / INDEX_FILE
     if index.is_file():
         return tuple(sorted({folder / name for name in _weight_map(index).values()}))
-    single = folder / "model.safetensors"
-    if single.is_file():
-        return (single,)
-    raise _no_safetensors(folder)
+    if not (folder / SINGLE_FILE).is_file():
+        _refuse_no_safetensors(folder)
+    return (folder / SINGLE_FILE,)
 
 
 def _weight_map(index: Path) -> dict[str, str]:
     try:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
     except (ValueError, KeyError, TypeError) as error:
-        raise MismatchError(f"unreadable index of shards - {index}", hint="download the checkpoint again") from error
+        raise MismatchError(f"unreadable index of shards - {index}", hint=AGAIN) from error
     for name in sorted(set(weight_map.values())):
         # A name with a folder in it could point outside the checkpoint.
         if Path(name).name != name or not (index.parent / name).is_file():
-            raise MismatchError(f"missing shard {name} - {index}", hint="download the checkpoint again")
+            raise MismatchError(f"missing shard {name} - {index}", hint=AGAIN)
     return weight_map
 
 
-def _no_safetensors(folder: Path) -> MismatchError:
+def _refuse_no_safetensors(folder: Path) -> NoReturn:
     pickles = sorted(f.name for f in folder.iterdir() if f.suffix in PICKLES)
     if not pickles:
-        return MismatchError(f"no safetensors weights - {folder}",
-                             hint="give a folder with model.safetensors, or an adapter's folder")
+        raise MismatchError(f"no safetensors weights - {folder}",
+                            hint=f"give a folder with {SINGLE_FILE}, or an adapter's folder")
     command = (f'python -c "from transformers import AutoModelForCausalLM as M; '
                f"M.from_pretrained('{folder}').save_pretrained('{folder}-safetensors')\"")
-    return MismatchError(f"pickled weights are never opened - {folder / pickles[0]}",
-                         hint=f"if you trust the file, convert it: {command}")
+    raise MismatchError(f"pickled weights are never opened - {folder / pickles[0]}",
+                        hint=f"if you trust the file, convert it: {command}")
 
 
 def read_header(file: Path) -> dict[str, TensorInfo]:
@@ -71,36 +77,40 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
     Raises:
         MismatchError: The file is no safetensors file, or shorter or longer than its header says.
     """
-    size = file.stat().st_size
     try:
-        with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            if size < 8 + length or length < 2:
-                raise ValueError("header beyond the end")
-            entries = json.loads(stream.read(length))
-        entries.pop("__metadata__", None)
-        end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
-        infos = {name: TensorInfo(e["dtype"], tuple(e["shape"]), file) for name, e in entries.items()}
+        infos, expected = _parse_header(file)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise MismatchError(f"truncated or no safetensors file - {file}", hint="copy or download it again") from error
-    if size != 8 + length + end:
-        raise MismatchError(f"truncated or corrupted: {size} bytes where the header says {8 + length + end} - {file}",
-                            hint="copy or download it again")
+        raise MismatchError(f"truncated or no safetensors file - {file}", hint=AGAIN) from error
+    size = file.stat().st_size
+    if size != expected:
+        raise MismatchError(f"truncated or corrupted: {size} bytes where its header says {expected} - {file}",
+                            hint=AGAIN)
     return infos
+
+
+def _parse_header(file: Path) -> tuple[dict[str, TensorInfo], int]:
+    """Return the tensors and the length that the file must have, from 8 bytes of length and a JSON object."""
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        # Any number of bytes may be claimed: the file's own size bounds what is read.
+        entries = json.loads(stream.read(min(length, file.stat().st_size)))
+    entries.pop("__metadata__", None)
+    end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
+    infos = {name: TensorInfo(e["dtype"], tuple(e["shape"]), file) for name, e in entries.items()}
+    return infos, 8 + length + end
 
 
 def read_headers(folder: Path) -> dict[str, TensorInfo]:
     """Return all tensors of a full checkpoint, single or sharded, by name.
 
     Raises:
-        MismatchError: As `weight_files` and `read_header`, or an index that names tensors its shards lack.
+        MismatchError: An index that names tensors its shards lack; and as `weight_files` and `read_header`.
     """
     infos = {name: info for file in weight_files(folder) for name, info in read_header(file).items()}
-    index = folder / "model.safetensors.index.json"
+    index = folder / INDEX_FILE
     lost = sorted(set(_weight_map(index)) - set(infos)) if index.is_file() else []
     if lost:
-        raise MismatchError(f"tensors in the index but in no shard: {', '.join(lost[:3])} - {folder}",
-                            hint="download the checkpoint again")
+        raise MismatchError(f"tensors in the index but in no shard: {', '.join(lost[:3])} - {folder}", hint=AGAIN)
     return infos
 
 
@@ -126,7 +136,7 @@ def iter_tensors(files: Iterable[Path]) -> Iterator[tuple[str, Tensor]]:
                     yield name, tensors.get_tensor(name)
         except SafetensorError as error:
             raise MismatchError(f"corrupted safetensors file ({error}) - {file}",
-                                hint="copy or download it again") from error
+                                hint=AGAIN) from error
 
 
 def check_finite(files: Iterable[Path]) -> None:

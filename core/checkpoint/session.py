@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers.modeling_utils import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from ..errors import MismatchError, SaferestoreError
+from ..errors import SaferestoreError
 from ..params import Params
 from .blend import blended_weights
 from .loading import SAFETENSORS_DTYPES, Placement, load_model, load_tokenizer, place
@@ -168,17 +168,13 @@ class Session:
             The live model.
         """
         live = self.adapter()
-        saved = {name: leaf.detach().clone() for name, leaf in live.leaves.items() if name.endswith("lora_B.weight")}
+        saved = read_params(live)
         try:
-            with blended_weights(live.model.get_base_model(), self.pair, alpha), torch.no_grad():  # type: ignore[arg-type]
-                for name in saved:
-                    live.leaves[name].mul_(1 - alpha)
-                with torch.enable_grad():
-                    yield live
+            with blended_weights(live.model.get_base_model(), self.pair, alpha):
+                write_params(live, {name: t * (1 - alpha) if ".lora_B." in name else t for name, t in saved.items()})
+                yield live
         finally:
-            with torch.no_grad():
-                for name, value in saved.items():
-                    live.leaves[name].copy_(value)
+            write_params(live, saved)
 
 
 def _live_model(pair: CheckpointPair, placement: Placement, seed: int, tokenizer: PreTrainedTokenizerBase) -> LiveModel:
