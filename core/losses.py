@@ -178,6 +178,9 @@ def kl_divergence(name: str, batches: Sequence[Batch], reference: Reference, *,
         batches: The rows.
         reference: Log-probabilities of the fixed distribution, in the order of `answer_logits`.
         target: Value of the base model.
+
+    Returns:
+        The loss.
     """
     weight = 1.0 / answer_tokens(batches)
 
@@ -232,6 +235,9 @@ def hinge(name: str, batches: Sequence[Batch], base_losses: Tensor) -> Loss:
         name: What the loss is called.
         batches: Harmful rows.
         base_losses: [rows], the base's mean loss of each row, nats per token.
+
+    Returns:
+        The loss, with target 0 and no Gauss-Newton weight.
     """
     lengths = torch.zeros(len(base_losses), dtype=torch.float64)
     for batch in batches:

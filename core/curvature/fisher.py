@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -24,12 +25,12 @@ RowScores = dict[str, Tensor]
 """Adapter parameter name -> [rows of the batch, *shape of the parameter]."""
 
 
-def sampled_score(out: AnswerLogits, generator: torch.Generator) -> Tensor:
-    """Return the sum over tokens of log p(label drawn from p); its gradient is the score."""
+def sampled_score(out: AnswerLogits, *, generator: torch.Generator, weight: float = 1.0) -> Tensor:
+    """Return `weight` times the sum over tokens of log p(label drawn from p); its gradient is the score."""
     log_p = torch.log_softmax(out.logits, dim=-1)
     # Drawn on the CPU from one generator, so that a seed gives the same labels on every device.
     labels = torch.multinomial(log_p.detach().exp().cpu(), 1, generator=generator).to(log_p.device)
-    return log_p.gather(1, labels).sum()
+    return log_p.gather(1, labels).sum() * weight
 
 
 def per_row_gradients(live: LiveModel, batch: Batch, scalar: Callable[[AnswerLogits], Tensor]) -> RowScores:
@@ -49,26 +50,24 @@ def per_row_gradients(live: LiveModel, batch: Batch, scalar: Callable[[AnswerLog
         Parameter name -> [B, out, in].
     """
     owners = {id(module.weight): module for module in live.model.modules() if isinstance(module, nn.Linear)}
-    linears = {name: owners[id(leaf)] for name, leaf in live.leaves.items()}
-    inputs: dict[str, Tensor] = {}
-    outputs: dict[str, Tensor] = {}
+    calls: list[tuple[str, Tensor, Tensor]] = []  # a module may run several times in one forward, or never
 
     def keep(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            inputs[name], outputs[name] = args[0].detach(), output
-        return hook
+        return lambda _, args, output: calls.append((name, args[0].detach(), output))
 
-    handles = [module.register_forward_hook(keep(name)) for name, module in linears.items()]
+    handles = [owners[id(leaf)].register_forward_hook(keep(name)) for name, leaf in live.leaves.items()]
     try:
         value = scalar(answer_logits(live.model, batch))
     finally:
         for handle in handles:
             handle.remove()
-    reached = list(outputs)
-    grads = torch.autograd.grad(value, [outputs[name] for name in reached], allow_unused=True,
-                                materialize_grads=True)
-    return {name: torch.bmm(grad.transpose(1, 2), inputs[name].to(grad.dtype))
-            for name, grad in zip(reached, grads, strict=True)}
+    grads = torch.autograd.grad(value, [output for *_, output in calls], allow_unused=True, materialize_grads=True)
+    found: RowScores = {}
+    for (name, inputs, _), grad in zip(calls, grads, strict=True):
+        part = torch.bmm(grad.transpose(1, 2), inputs.to(grad.dtype))
+        found[name] = found[name] + part if name in found else part
+    return {name: found[name] if name in found else leaf.new_zeros((len(batch.rows), *leaf.shape))
+            for name, leaf in live.leaves.items()}
 
 
 def score_rows(live: LiveModel, losses: Sequence[Loss], *, seed: int) -> Iterator[tuple[Tensor, RowScores]]:
@@ -79,13 +78,16 @@ def score_rows(live: LiveModel, losses: Sequence[Loss], *, seed: int) -> Iterato
         losses: Cross-entropies or divergences; the scores of a loss are weighted by the root of its token weight,
             so that the sum of r_i r_i' estimates the Gauss-Newton matrix of the sum of the losses.
         seed: Of the sampled labels.
+
+    Yields:
+        Row numbers [B] and the scores of these rows.
     """
     generator = torch.Generator().manual_seed(seed)
     first = 0
     for loss in losses:
-        root = loss.token_weight ** 0.5
+        score = partial(sampled_score, generator=generator, weight=loss.token_weight ** 0.5)
         for batch in loss.batches:
-            yield batch.rows + first, per_row_gradients(live, batch, lambda out: sampled_score(out, generator) * root)
+            yield batch.rows + first, per_row_gradients(live, batch, score)
         first += row_count(loss.batches)
 
 
@@ -135,6 +137,9 @@ def low_rank_fisher(rows: dict[str, Tensor], shapes: Params) -> LowRankFisher:
     Args:
         rows: Parameter name -> [n, numel].
         shapes: Parameter name -> a tensor of the parameter's shape.
+
+    Returns:
+        The operator; it holds `rows`, not a copy.
     """
     gram = sum(_gram(block) for block in rows.values())
     assert isinstance(gram, Tensor)
@@ -157,6 +162,9 @@ def fisher(live: LiveModel, losses: Sequence[Loss], *, seed: int, on_disk: bool 
         losses: Whose Gauss-Newton matrix is estimated, usually the drift alone.
         seed: Of the sampled labels.
         on_disk: Keep R (n x d, the parameters' type) in a file instead of memory.
+
+    Returns:
+        R'R with R of the present parameters; it does not follow them when they move.
     """
     shapes = {name: leaf.detach() for name, leaf in live.leaves.items()}
     count = sum(row_count(loss.batches) for loss in losses)

@@ -57,6 +57,6 @@ def safety_losses(objective: str, data: SafetyData) -> tuple[Loss, ...]:
     """
     names = objective.split("+")
     if not data.harmful and NEEDS_HARMFUL.intersection(names):
-        raise UsageError(f"no harmful answer to work on - --objective {objective}: the tuned model refuses every fit prompt",
+        raise UsageError(f"no harmful answer - --objective {objective}: the tuned model refuses every fit prompt",
                          hint="use --objective anchor, or give harmful answers with --harmful FILE")
     return tuple(OBJECTIVES[name](data) for name in names)

@@ -1,0 +1,98 @@
+"""Settings: what is refused when they are made, and their way through YAML."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from saferestore.core import config
+from saferestore.core.config import RestoreConfig, no_progress, read_yaml, to_yaml
+from saferestore.core.errors import MismatchError, NumericalError, SaferestoreError, UsageError
+
+FIELDS = [field.name for field in dataclasses.fields(RestoreConfig)]
+
+
+@pytest.mark.parametrize(("field", "value", "hint"), [
+    ("dtype", "float8", "did you mean float"),
+    ("engine", "fischer", "did you mean fisher?"),
+    ("redact", "everything?", "one of: all, auto, none"),
+    ("objective", "anchor+acsent", "did you mean ascent?"),
+    ("objective", "", "one of: anchor, ascent, match"),
+])
+def test_an_unknown_name_is_refused_with_the_nearest_known_one(field: str, value: str, hint: str):
+    with pytest.raises(UsageError, match=f"--{field}") as caught:
+        RestoreConfig("b", "t", **{field: value})
+    assert hint in caught.value.hint
+
+
+@pytest.mark.parametrize("field", ["max_steps", "fit_rows", "held_out_rows", "max_new_tokens", "batch_size", "rank",
+                                   "max_drift"])
+@pytest.mark.parametrize("value", [0, -1, float("nan")])
+def test_a_count_or_budget_that_is_not_positive_is_refused(field: str, value: float):
+    with pytest.raises(UsageError, match=f"--{field.replace('_', '-')}"):
+        RestoreConfig("b", "t", **{field: value})
+
+
+def test_sums_of_objectives_are_allowed():
+    assert RestoreConfig("b", "t", objective="anchor+ascent+match").objective == "anchor+ascent+match"
+
+
+def test_settings_cannot_change_after_they_were_checked():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        RestoreConfig("b", "t").engine = "nonsense"  # type: ignore[misc]
+
+
+def test_yaml_that_was_written_reads_back_as_the_same_settings(tmp_path: Path):
+    made = RestoreConfig("b", "t", harmful=("h.jsonl", "x.csv:csv"), max_drift=0.02, system_prompt="Sei höflich: ja?")
+    (tmp_path / "c.yaml").write_text(to_yaml(made), encoding="utf-8")
+    assert RestoreConfig(**read_yaml(tmp_path / "c.yaml", FIELDS)) == made
+
+
+def test_yaml_keys_are_sorted_and_repeat_byte_for_byte():
+    text = to_yaml(RestoreConfig("b", "t"))
+    keys = [line.split(":")[0] for line in text.splitlines()]
+    assert keys == sorted(FIELDS) and text == to_yaml(RestoreConfig("b", "t"))
+
+
+def test_yaml_keys_may_be_written_with_dashes(tmp_path: Path):
+    (tmp_path / "c.yaml").write_text("max-drift: 0.5\nharmful: [a, b]\n", encoding="utf-8")
+    assert read_yaml(tmp_path / "c.yaml", FIELDS) == {"max_drift": 0.5, "harmful": ("a", "b")}
+
+
+def test_an_unknown_key_is_refused_with_the_nearest_known_one(tmp_path: Path):
+    (tmp_path / "c.yaml").write_text("max_drfit: 0.5\n", encoding="utf-8")
+    with pytest.raises(UsageError, match="max_drfit") as caught:
+        read_yaml(tmp_path / "c.yaml", FIELDS)
+    assert caught.value.hint == "did you mean max_drift?"
+
+
+@pytest.mark.parametrize("content", [b"a: [", b"\xff\xfe\xfa", None], ids=["not-yaml", "not-utf-8", "missing"])
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | None):
+    path = tmp_path / "settings.yaml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UsageError, match="settings.yaml"):
+        read_yaml(path, FIELDS)
+
+
+@pytest.mark.parametrize("content", ["- a\n- b\n", "just text\n", ""])
+def test_a_file_without_a_mapping_is_refused(tmp_path: Path, content: str):
+    (tmp_path / "c.yaml").write_text(content, encoding="utf-8")
+    with pytest.raises(UsageError, match="no mapping"):
+        read_yaml(tmp_path / "c.yaml", FIELDS)
+
+
+def test_a_name_far_from_all_is_answered_with_the_list():
+    assert config.nearest("zzz", ("b", "a")) == "one of: a, b"
+
+
+def test_every_error_has_two_lines_and_its_exit_code():
+    kinds = {SaferestoreError: 1, UsageError: 2, MismatchError: 5, NumericalError: 1}
+    for kind, code in kinds.items():
+        error = kind("what", hint="way out")
+        assert (str(error), error.what, error.hint, error.exit_code) == ("what", "what", "way out", code)
+
+
+def test_progress_can_be_ignored():
+    no_progress("stage", 1, 2)
