@@ -30,8 +30,10 @@ class Solution:
 class CurvatureOperator(Protocol):
     """A symmetric positive semi-definite matrix F over the adapter parameters."""
 
-    mean_diagonal: float
-    """trace(F) / d, the scale against which the damping is stated; 0 for no curvature."""
+    @property
+    def mean_diagonal(self) -> float:
+        """trace(F) / d, the scale against which the damping is stated; 0 for no curvature."""
+        ...
 
     def matvec(self, v: Params) -> Params:
         """Return F v."""
