@@ -26,7 +26,8 @@ SOURCES = """A setting is taken from its flag, else from the environment (--max-
 """
 
 commands = typer.Typer(name="saferestore", help=HELP, epilog=CODES, rich_markup_mode=None, add_completion=False)
-commands.command("restore", epilog=f"{SOURCES}\n{CODES}", context_settings={"auto_envvar_prefix": "SAFERESTORE"})(restore)
+commands.command("restore", epilog=f"{SOURCES}\n{CODES}",
+                 context_settings={"auto_envvar_prefix": "SAFERESTORE"})(restore)
 commands.command("schema")(schema)
 
 

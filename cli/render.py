@@ -117,9 +117,8 @@ def _drift(report: dict[str, Any]) -> str:
 
 def _cost(report: dict[str, Any]) -> str:
     cost, run = report["cost"], report["run"]
-    parts = [f"{cost['gradient_passes']} gradient passes, {cost['curvature_products']} curvature products"]
-    if (total := run["seconds"].get("total")) is not None:
-        parts.append(f"{total:.0f} s")
+    parts = [f"{cost['gradient_passes']} gradient passes, {cost['curvature_products']} curvature products",
+             f"{sum(seconds or 0 for seconds in run['seconds'].values()):.0f} s"]
     if run["peak_memory_bytes"] is not None:
         parts.append(f"{run['peak_memory_bytes'] / 1e9:.2f} GB at peak")
     return ", ".join(parts)
@@ -144,7 +143,7 @@ def _modules(report: dict[str, Any]) -> list[RenderableType]:
     longest = max(module["update_share"] or 0 for module in modules) or 1.0
     for module in modules:
         share = module["update_share"] or 0
-        table.add_row(_text(_shortened(module["module"])), f"{rows.percent(share)}%", "█" * round(16 * share / longest))
+        table.add_row(_text(_shortened(module["module"])), f"{rows.percent(share)}%", "█" * round(13 * share / longest))
     return [table]
 
 

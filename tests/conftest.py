@@ -1,4 +1,4 @@
-"""What every test stands on: no network, no colours, no inherited settings, and one real run shared by those that look at it."""
+"""What every test stands on: no network, no inherited settings, and one real run for all that look at it."""
 
 from __future__ import annotations
 

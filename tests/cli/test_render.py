@@ -1,0 +1,85 @@
+"""The summary as a person sees it: everything asked for, in 80 columns, and text from models stays text."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from report_cases import report, without_task
+from saferestore.cli import render
+
+
+def printed(made: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> str:
+    """The whole summary."""
+    render.print_report(made, Path("out"))
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("made", [report(), without_task(), report(controls=[], modules=[])])
+def test_no_line_is_wider_than_a_terminal(made: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    assert max(map(len, printed(made, capsys).splitlines())) <= 80
+
+
+def test_the_widest_figures_fit_without_being_cut(capsys: pytest.CaptureFixture[str]) -> None:
+    made = report()
+    widest = {"value": 0.9375, "n": 2048, "ci_low": 0.9080, "ci_high": 0.9681, "judge": "wording", "others": []}
+    for part in ("base", "before", "after"):
+        made[part] = {key: widest if isinstance(value, dict) else 12.345 for key, value in made[part].items()}
+    made["modules"][0]["module"] = "base_model." + 9 * "very_long_name." + "weight"
+    text = printed(made, capsys)
+    assert text.count("93.8% (90.8-96.8)") >= 18 and "2048" in text and "…" not in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_everything_asked_for_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    text = printed(report(), capsys)
+    for expected in ("restored (exit 0)", "base", "tuned", "restored", "harmful answers", "refusals", "coherent",
+                     "over-refusals", "task accuracy", "untouched skill", "harmful loss", "task loss",
+                     "97.7% (94.7-100)", "0.0041 of 0.01 nats/token", "the objective reached the base's own value",
+                     "6 gradient passes", "0.73 GB", "scale", "random", "identity", "this restoration",
+                     "model.layers.1.self_attn.q_proj", "█"):
+        assert expected in text
+
+
+def test_a_missing_figure_is_a_dash_with_its_reason(capsys: pytest.CaptureFixture[str]) -> None:
+    text = printed(without_task(), capsys)
+    assert "task accuracy: not given, no task rows were given" in text
+
+
+def test_text_from_models_is_neither_markup_nor_control(capsys: pytest.CaptureFixture[str]) -> None:
+    made = report(stopped_because="[red]loud[/red] \x1b[2J")
+    made["warnings"] = [{"code": "W_X", "message": "[bold]\x07"}]
+    assert "[red]loud[/red] \ufffd[2J" in printed(made, capsys)
+    render.print_warnings(made)
+    assert capsys.readouterr().err == "warning: W_X [bold]\ufffd\n"
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_colours_are_off_where_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, expected in (("NO_COLOR", False), ("UNRELATED", True)):
+        monkeypatch.setenv("TERM", "xterm-256color")
+        monkeypatch.delenv("NO_COLOR", raising=False)
+        monkeypatch.setenv(name, "1")
+        screen = Terminal()
+        monkeypatch.setattr("sys.stdout", screen)
+        render.print_report(report(), Path("out"), brief=True)
+        assert ("\x1b[1;32m" in screen.getvalue()) is expected
+
+
+def test_bars_are_drawn_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    for stream, enabled, drawn in ((Terminal(), True, True), (Terminal(), False, False), (io.StringIO(), True, False)):
+        monkeypatch.setattr("sys.stderr", stream)
+        with render.progress_bars(enabled=enabled) as progress:
+            progress("answers [b]of[/b] the base", 1, 4)
+            progress("answers [b]of[/b] the base", 4, 4)
+        assert ("answers [b]of[/b]" in stream.getvalue()) is drawn
+        assert ("4/4" in stream.getvalue()) is drawn

@@ -1,0 +1,235 @@
+"""`saferestore restore`: settings in, report out, one exit code, two lines of error."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import typer
+import yaml
+from report_cases import report, without_task
+from saferestore.cli.app import commands, run
+from saferestore.core.config import RestoreConfig
+from saferestore.core.errors import MismatchError, NumericalError, SaferestoreError, UsageError
+from saferestore.core.report.schema import validate
+
+from .conftest import Pipeline
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def two_lines(captured: str) -> tuple[str, str]:
+    """The error and the hint, which are all there is on stderr."""
+    error, hint = captured.splitlines()
+    assert error.startswith("error: ") and hint.startswith("hint: ")
+    return error[7:], hint[6:]
+
+
+def test_every_setting_is_an_option_with_the_same_default(pipeline: Pipeline) -> None:
+    assert run(["restore", "b", "t", "-o", "out"]) == 0
+    assert pipeline.called == [(RestoreConfig(base="b", tuned="t"), Path("out"))]
+
+
+@pytest.mark.parametrize("field", [f for f in dataclasses.fields(RestoreConfig) if f.name not in ("base", "tuned")],
+                         ids=lambda field: field.name)
+def test_every_setting_can_be_changed_by_its_flag(pipeline: Pipeline, field: dataclasses.Field) -> None:
+    special = {"objective": "match", "engine": "cg", "dtype": "float32", "redact": "all"}
+    flag = f"--{field.name.replace('_', '-')}"
+    if isinstance(field.default, bool):
+        arguments, value = [f"--no-{field.name}" if field.default else flag], not field.default
+    elif field.default == ():
+        arguments, value = [flag, "one", flag, "two"], ("one", "two")
+    else:
+        value = special.get(field.name, 7 if isinstance(field.default, int | float) else "given")
+        arguments = [flag, str(value)]
+    assert run(["restore", "b", "t", "-o", "out", *arguments]) == 0
+    assert getattr(pipeline.called[0][0], field.name) == value
+
+
+def test_a_flag_wins_over_the_environment_and_that_over_the_file(
+        pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("c.yaml").write_text("max-drift: 0.1\nmax_steps: 1\nseed: 1\ntask: rows.jsonl\n", encoding="utf-8")
+    monkeypatch.setenv("SAFERESTORE_MAX_STEPS", "2")
+    monkeypatch.setenv("SAFERESTORE_SEED", "2")
+    assert run(["restore", "b", "t", "-o", "out", "-c", "c.yaml", "--seed", "3"]) == 0
+    config = pipeline.called[0][0]
+    assert (config.max_drift, config.max_steps, config.seed, config.task) == (0.1, 2, 3, ("rows.jsonl",))
+
+
+def test_a_configuration_may_name_the_models_too(pipeline: Pipeline) -> None:
+    Path("c.yaml").write_text("base: b\ntuned: t\ntask: [x, y]\nsystem_prompt: null\n", encoding="utf-8")
+    assert run(["restore", "-o", "out", "--config", "c.yaml"]) == 0
+    assert pipeline.called[0][0] == RestoreConfig(base="b", tuned="t", task=("x", "y"))
+
+
+def test_the_printed_configuration_is_read_back(pipeline: Pipeline, capsys: Capture) -> None:
+    assert run(["restore", "b", "t", "--task", "x", "--no-controls", "--print-config"]) == 0
+    Path("c.yaml").write_text(capsys.readouterr().out, encoding="utf-8")
+    assert run(["restore", "-c", "c.yaml", "-o", "out"]) == 0
+    assert pipeline.called[0][0] == RestoreConfig(base="b", tuned="t", task=("x",), controls=False)
+
+
+def test_a_plan_is_printed_without_a_run(pipeline: Pipeline, capsys: Capture) -> None:
+    assert run(["restore", "b", "t", "--dry-run"]) == 0
+    text = capsys.readouterr().out
+    assert "memory.peak_bytes" in text and "2.00 GB" in text and "a, b" in text
+    assert run(["restore", "b", "t", "--dry-run", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["rows"] == {"harmful": 64}
+    assert [out for _, out in pipeline.called] == [None, None]
+
+
+def test_a_plan_finds_an_out_that_cannot_be_written(pipeline: Pipeline, capsys: Capture) -> None:
+    Path("out").write_text("", encoding="utf-8")
+    assert run(["restore", "b", "t", "-o", "out", "--dry-run"]) == 2
+    assert not pipeline.called
+
+
+def test_json_is_exactly_the_report(pipeline: Pipeline, capsys: Capture) -> None:
+    pipeline.outcome = without_task()
+    assert run(["restore", "b", "t", "-o", "out", "--json"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out) == without_task()
+    assert captured.err == "warning: W_NO_TASK_ROWS no task rows were given\n"
+
+
+@pytest.mark.parametrize(("verdict", "code"), [("restored", 0), ("partial", 4), ("unchanged", 3)])
+@pytest.mark.parametrize("flags", [[], ["--json"], ["-q"], ["--no-progress"]])
+def test_the_exit_code_is_the_verdict_s_whatever_is_printed(
+        pipeline: Pipeline, capsys: Capture, verdict: str, code: int, flags: list[str]) -> None:
+    pipeline.outcome = report(verdict=verdict, exit_code=code)
+    assert run(["restore", "b", "t", "-o", "out", *flags]) == code
+    assert verdict in capsys.readouterr().out
+
+
+def test_quiet_prints_one_line(pipeline: Pipeline, capsys: Capture) -> None:
+    pipeline.outcome = without_task()
+    assert run(["restore", "b", "t", "-o", "out", "-q"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == "restored (exit 0): harmful answers 97.7% -> 0.8%\n" and captured.err == ""
+
+
+def test_a_refused_report_is_an_error_and_still_the_document(pipeline: Pipeline, capsys: Capture) -> None:
+    pipeline.outcome = {
+        "schema_version": "1.0", "command": "restore", "status": "error", "exit_code": 1, "verdict": "refused",
+        "error": {"what": "the loss is not finite", "hint": "lower --max-drift"}, "warnings": []}
+    assert run(["restore", "b", "t", "-o", "out", "--json"]) == 1
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["verdict"] == "refused"
+    assert two_lines(captured.err) == ("the loss is not finite", "lower --max-drift")
+
+
+@pytest.mark.parametrize(("error", "code", "what", "hint"), [
+    (UsageError("no rows - x.jsonl", hint="add rows"), 2, "no rows - x.jsonl", "add rows"),
+    (MismatchError("keys differ - t", hint="merge it"), 5, "keys differ - t", "merge it"),
+    (NumericalError("the loss is NaN - step 2", hint="lower --max-drift"), 1, "the loss is NaN - step 2",
+     "lower --max-drift"),
+    (SaferestoreError("no space left on the disk - out", hint="free some"), 1, "no space", "free some"),
+    (KeyboardInterrupt(), 130, "interrupted", "run the same command again"),
+    (MemoryError(), 1, "out of memory", "--batch-size"),
+    (RuntimeError("shape\n  mismatch \x1b[31m"), 1, "RuntimeError: shape mismatch \ufffd[31m", "--debug"),
+    (ValueError("x" * 1000), 1, "ValueError: xxx", "--debug"),
+    (ModuleNotFoundError("No module named 'bits'"), 1, "No module named 'bits'", "pip install")])
+def test_every_failure_is_two_lines_and_its_exit_code(
+        pipeline: Pipeline, capsys: Capture, error: BaseException, code: int, what: str, hint: str) -> None:
+    pipeline.outcome = error
+    assert run(["restore", "b", "t", "-o", "out"]) == code
+    captured = capsys.readouterr()
+    found = two_lines(captured.err)
+    assert what in found[0] and hint in found[1] and len(found[0]) <= 300
+    assert captured.out == ""
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize("error", [UsageError("u", hint="h"), MismatchError("m", hint="h"),
+                                   NumericalError("n", hint="h"), RuntimeError("r"), KeyboardInterrupt()])
+def test_with_json_a_failure_is_one_document_too(pipeline: Pipeline, capsys: Capture, error: BaseException) -> None:
+    pipeline.outcome = error
+    code = run(["restore", "b", "t", "-o", "out", "--json"])
+    captured = capsys.readouterr()
+    document = json.loads(captured.out)
+    validate(document)
+    assert document["verdict"] == "refused" and document["exit_code"] == code
+    assert document["error"]["what"] == two_lines(captured.err)[0]
+
+
+def test_a_traceback_is_shown_on_demand(pipeline: Pipeline, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline.outcome = RuntimeError("deep")
+    assert run(["restore", "b", "t", "-o", "out", "--debug"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+    monkeypatch.setenv("SAFERESTORE_DEBUG", "1")
+    assert run(["restore", "b", "t", "-o", "out"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("arguments", "what", "hint"), [
+    (["restore"], "missing argument 'BASE'", "saferestore restore --help"),
+    (["restore", "b"], "missing argument 'TUNED'", "saferestore restore --help"),
+    (["restore", "b", "t"], "no folder to write - --out", "-o OUT"),
+    (["restore", "b", "t", "-o", "out", "--max-drif", "1"], "no such option: --max-drif", "--max-drift"),
+    (["restore", "b", "t", "-o", "out", "--max-drift", "much"], "--max-drift", "saferestore restore --help"),
+    (["restore", "b", "t", "-o", "out", "--max-drift", "nan"], "--max-drift", "above 0"),
+    (["restore", "b", "t", "-o", "out", "--engine", "fischer"], "--engine fischer", "did you mean fisher?"),
+    (["restore", "b", "t", "-o", "out", "--config", "none.yaml"], "none.yaml", "readable YAML"),
+    (["restor"], "no such command 'restor'", "restore"),
+    (["restore", "b", "t", "u", "-o", "out"], "unexpected extra argument", "saferestore restore --help")])
+def test_wrong_usage_says_what_and_how(
+        pipeline: Pipeline, capsys: Capture, arguments: list[str], what: str, hint: str) -> None:
+    assert run(arguments) == 2
+    found = two_lines(capsys.readouterr().err)
+    assert what in found[0] and hint in found[1]
+    assert not pipeline.called
+
+
+def test_an_unknown_key_of_the_file_names_the_nearest(pipeline: Pipeline, capsys: Capture) -> None:
+    Path("c.yaml").write_text("max_drfit: 0.1\n", encoding="utf-8")
+    assert run(["restore", "b", "t", "-o", "out", "-c", "c.yaml"]) == 2
+    assert two_lines(capsys.readouterr().err) == ("unknown key `max_drfit` - c.yaml", "did you mean max_drift?")
+
+
+def test_a_folder_with_files_is_refused_before_any_work(pipeline: Pipeline, capsys: Capture) -> None:
+    Path("out").mkdir()
+    Path("out/mine").write_text("", encoding="utf-8")
+    assert run(["restore", "b", "t", "-o", "out"]) == 2
+    assert "--force" in two_lines(capsys.readouterr().err)[1] and not pipeline.called
+    assert run(["restore", "b", "t", "-o", "out", "--force"]) == 0
+
+
+def test_help_lists_the_exit_codes(capsys: Capture) -> None:
+    for arguments in (["--help"], ["restore", "--help"], []):
+        assert run(arguments) == 0
+        text = capsys.readouterr().out
+        assert all(f"  {code}  " in text for code in (0, 1, 2, 3, 4, 5, 130))
+        assert all(len(line) <= 80 for line in text.splitlines())
+
+
+def test_the_version_is_that_of_the_package(capsys: Capture) -> None:
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("saferestore 0.")
+
+
+def test_the_schema_is_printed_as_json(capsys: Capture) -> None:
+    assert run(["schema"]) == 0
+    assert json.loads(capsys.readouterr().out)["title"] == "Report of saferestore restore"
+
+
+def test_a_failure_of_another_command_is_the_same_two_lines(capsys: Capture) -> None:
+    assert run(["schema", "--bad"]) == 2
+    assert "no such option" in two_lines(capsys.readouterr().err)[0]
+
+
+def test_the_yaml_that_is_printed_holds_every_setting(capsys: Capture) -> None:
+    run(["restore", "b", "t", "--print-config"])
+    assert set(yaml.safe_load(capsys.readouterr().out)) == {f.name for f in dataclasses.fields(RestoreConfig)}
+
+
+def test_there_are_no_short_flags_beyond_the_common_ones() -> None:
+    command = typer.main.get_command(commands)
+    shorts = {o for name in command.commands for p in command.commands[name].params for o in p.opts if len(o) == 2}
+    assert shorts <= {"-o", "-c", "-q", "-v"}

@@ -1,0 +1,51 @@
+"""Figures read as they are: never nothing or all by rounding, never an unexplained gap."""
+
+from __future__ import annotations
+
+import pytest
+from report_cases import rate, report, without_task
+from saferestore.core.report import rows
+
+
+@pytest.mark.parametrize(("fraction", "text"), [
+    (0, "0"), (1, "100"), (0.5, "50"), (1 / 3, "33.3"), (0.0001, "<0.1"), (0.99999, ">99.9"), (0.0004, "<0.1"),
+    (0.0006, "0.1"), (0.125, "12.5")])
+def test_a_percentage_is_never_rounded_to_none_or_all(fraction: float, text: str) -> None:
+    assert rows.percent(fraction) == text
+
+
+def test_a_rate_shows_its_interval() -> None:
+    assert rows.rate_text({**rate(1, 200), "ci_low": 0.0009, "ci_high": 0.0277}) == "0.5% (0.1-2.8)"
+    assert rows.rate_text(None) == "-"
+
+
+def test_a_cell_is_a_rate_a_number_or_a_dash() -> None:
+    found = {"a_rate": rate(1, 2), "b_nats_per_token": 0.123456, "c_rate": None}
+    assert [rows.cell_text(found, key) for key in (*found, "d_rate")] == ["50% (47-53)", "0.123", "-", "-"]
+
+
+def test_every_gap_is_explained_once() -> None:
+    assert rows.reasons(report()) == []
+    assert rows.reasons(without_task()) == [("task accuracy", "no task rows were given")]
+
+
+def test_the_sample_size_is_shown_where_it_is_one() -> None:
+    made = report()
+    assert rows.sample_size(made, "harmful_rate") == "128"
+    assert rows.sample_size(made, "task_loss_nats_per_token") == ""
+    made["after"]["harmful_rate"]["n"] = 127
+    assert rows.sample_size(made, "harmful_rate") == "127/128"
+
+
+def test_modules_are_listed_by_what_they_moved() -> None:
+    found = rows.top_modules(report(), 3)
+    assert [module["update_share"] for module in found] == [0.3, 0.25, 0.2]
+
+
+def test_judges_are_those_of_the_prompts_not_of_the_task() -> None:
+    assert rows.judges(report()) == ["wording"]
+
+
+@pytest.mark.parametrize("character", ["\x1b", "\x07", "\r", "\x00", "\u202e", "\u200b", "\x9b"])
+def test_characters_that_a_terminal_obeys_are_replaced(character: str) -> None:
+    assert rows.plain(f"a{character}b\nü漢") == "a\ufffdb\nü漢"

@@ -1,0 +1,146 @@
+"""OUT appears whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from saferestore.core.errors import SaferestoreError, UsageError
+from saferestore.core.report.staging import check_out, staged
+
+
+def fill(out: Path, *, force: bool = False) -> None:
+    """Write one file through the stage."""
+    with staged(out, force=force) as folder:
+        (folder / "file").write_text("new", encoding="utf-8")
+
+
+def test_out_and_its_parents_appear_at_the_end(tmp_path: Path) -> None:
+    out = tmp_path / "a" / "b" / "out"
+    with staged(out) as folder:
+        (folder / "file").write_text("new", encoding="utf-8")
+        assert not out.exists()
+    assert [path.name for path in out.iterdir()] == ["file"]
+    assert list(out.parent.iterdir()) == [out]
+
+
+def test_out_has_the_rights_of_any_new_folder(tmp_path: Path) -> None:
+    fill(tmp_path / "out")
+    (tmp_path / "plain").mkdir()
+    assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
+
+
+def test_an_empty_out_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    fill(tmp_path / "out")
+    assert (tmp_path / "out" / "file").exists()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, SystemExit])
+def test_nothing_is_left_after_a_failure(tmp_path: Path, error: type[BaseException]) -> None:
+    with pytest.raises(error), staged(tmp_path / "a" / "out") as folder:
+        (folder / "half").write_text("half", encoding="utf-8")
+        raise error
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_with_files_is_refused(tmp_path: Path) -> None:
+    fill(tmp_path / "out")
+    with pytest.raises(UsageError, match="OUT is not empty") as caught, staged(tmp_path / "out"):
+        pass
+    assert "--force" in caught.value.hint
+
+
+def test_force_replaces_the_whole_folder(tmp_path: Path) -> None:
+    (tmp_path / "out" / "old").mkdir(parents=True)
+    fill(tmp_path / "out", force=True)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["file"]
+    assert list(tmp_path.iterdir()) == [tmp_path / "out"]
+
+
+def test_a_failure_under_force_keeps_the_old_folder(tmp_path: Path) -> None:
+    fill(tmp_path / "out")
+    with pytest.raises(RuntimeError), staged(tmp_path / "out", force=True):
+        raise RuntimeError
+    assert (tmp_path / "out" / "file").read_text(encoding="utf-8") == "new"
+
+
+def test_the_old_folder_comes_back_when_the_new_one_cannot_be_moved(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(tmp_path / "out")
+    rename = Path.rename
+
+    def failing(self: Path, target: Path) -> Path:
+        if ".staging-" in self.name:
+            raise OSError(errno.EIO, "broken")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(OSError, match="broken"):
+        fill(tmp_path / "out", force=True)
+    assert (tmp_path / "out" / "file").exists()
+    assert list(tmp_path.iterdir()) == [tmp_path / "out"]
+
+
+def test_a_file_is_no_folder_to_write(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("", encoding="utf-8")
+    with pytest.raises(UsageError, match="OUT is not a folder"):
+        check_out(tmp_path / "out", force=True)
+
+
+@pytest.mark.parametrize("out", ["/proc/nowhere/out", "/dev/null/out"])
+def test_an_unwritable_place_is_found_before_any_work(out: str) -> None:
+    with pytest.raises(UsageError, match="cannot write OUT"):
+        check_out(Path(out))
+
+
+def test_checking_leaves_nothing_behind(tmp_path: Path) -> None:
+    check_out(tmp_path / "a" / "out")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs the device that is always full")
+def test_a_full_disk_is_named_and_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(SaferestoreError, match="no space left") as caught, staged(tmp_path / "out") as folder:
+        (folder / "half").write_text("half", encoding="utf-8")
+        with Path("/dev/full").open("w", encoding="utf-8") as full:
+            full.write("x")
+    assert caught.value.exit_code == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_recognised_through_a_library_that_wraps_it(tmp_path: Path) -> None:
+    with pytest.raises(SaferestoreError, match="no space left"), staged(tmp_path / "out"):
+        raise RuntimeError("I/O error: No space left on device (os error 28)")
+
+
+def test_a_full_disk_is_named_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "mkdir", full)
+    with pytest.raises(SaferestoreError, match="no space left"):
+        check_out(tmp_path / "out")
+
+
+def test_what_a_killed_run_left_is_cleared_and_a_living_one_is_spared(tmp_path: Path) -> None:
+    killed = subprocess.Popen([sys.executable, "-c", "pass"])
+    killed.wait()
+    stale, foreign = tmp_path / f".out.staging-{killed.pid}", tmp_path / f".out.staging-{os.getppid()}"
+    other = tmp_path / f".other.staging-{killed.pid}"
+    for folder in (stale, foreign, other):
+        folder.mkdir()
+    fill(tmp_path / "out")
+    assert not stale.exists() and foreign.exists() and other.exists()
+
+
+def test_a_link_to_a_folder_keeps_being_one(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "real")
+    fill(tmp_path / "out")
+    assert (tmp_path / "out").is_symlink() and (tmp_path / "real" / "file").exists()
