@@ -103,7 +103,7 @@ def _footnotes(report: dict[str, Any]) -> Iterator[Text]:
 
 def _facts(report: dict[str, Any], out: Path) -> Padding:
     table = Table.grid(padding=(0, 2))
-    for name, value in (("drift", _drift(report)), ("stopped because", report["stopped_because"]),
+    for name, value in (("drift of budget", _drift(report)), ("stopped because", report["stopped_because"]),
                         ("cost", _cost(report)), ("written to", str(out))):
         table.add_row(Text(name, style="bold"), _text(value))
     return Padding(table, (0, 0, 0, 1))
@@ -111,8 +111,8 @@ def _facts(report: dict[str, Any], out: Path) -> Padding:
 
 def _drift(report: dict[str, Any]) -> str:
     drift = report["drift"]
-    return (f"{rows.number_text(drift['task_kl_nats_per_token'])} of "
-            f"{rows.number_text(drift['budget_nats_per_token'])} nats/token allowed on retain rows")
+    return (f"{rows.drift_text(drift)} of {rows.number_text(drift['budget_nats_per_token'])} nats/token "
+            "on retain rows")
 
 
 def _cost(report: dict[str, Any]) -> str:

@@ -37,8 +37,8 @@ REPORT: dict[str, Any] = {
     "settings": {"engine": "fisher", "max_drift": 0.01}, "seed": 0, "environment": {"torch": "2.13.0+cpu"},
     "before": measurement(125, 126), "after": measurement(1, 125), "base": measurement(0, 3),
     "comparisons": {"harmful_after_vs_base": {"n": 128, "p_value": 1.0, "only_first": 1, "only_second": 0}},
-    "drift": {"task_kl_nats_per_token": 0.0041, "budget_nats_per_token": 0.01, "relative_update_norm": 0.18,
-              "distance_to_base_fraction": 0.97},
+    "drift": {"task_kl_nats_per_token": 0.0041, "ci_low_nats_per_token": 0.0032, "ci_high_nats_per_token": 0.0053,
+              "budget_nats_per_token": 0.01, "relative_update_norm": 0.18, "distance_to_base_fraction": 0.97},
     "restored_fraction": 0.82,
     "modules": [{"module": f"model.layers.{i % 4}.self_attn.{name}_proj", "safety_gain_nats_per_token": 0.1 / (i + 1),
                  "task_cost_nats_per_token": 0.0003, "update_share": share}

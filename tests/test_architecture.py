@@ -57,8 +57,8 @@ def test_every_part_of_core_has_its_place() -> None:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_inside_the_package_imports_are_relative(path: Path) -> None:
-    nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-    assert not [n for n in nodes if isinstance(n, ast.ImportFrom) and not n.level and n.module.startswith("saferestore")]
+    found = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.ImportFrom)]
+    assert not [node.module for node in found if not node.level and node.module.startswith("saferestore")]
 
 
 def test_only_the_command_line_knows_the_terminal() -> None:

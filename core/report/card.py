@@ -31,7 +31,7 @@ stopped because {stopped}.
 
 Rates with 95% Wilson intervals, losses in nats per token. {notes}
 
-Drift from the fine-tuned model on retain rows: {drift} nats per token (budget {budget}).
+Drift from the fine-tuned model on held-out retain rows: {drift} nats per token (budget {budget}).
 {controls}
 ## Use
 
@@ -74,7 +74,7 @@ def model_card(report: Mapping[str, Any], config: RestoreConfig) -> str:
         front=yaml.safe_dump(_front(hub_id), sort_keys=True),
         carrier=escaped(report["inputs"][_carrier(report)]["ref"]),
         verdict=report["verdict"], stopped=escaped(report["stopped_because"]).rstrip("."), table=_table(report),
-        notes=_notes(report), drift=rows.number_text(report["drift"]["task_kl_nats_per_token"]),
+        notes=_notes(report), drift=rows.drift_text(report["drift"]),
         budget=rows.number_text(report["drift"]["budget_nats_per_token"]), controls=_controls(report),
         load=hub_id or "PATH_TO_THE_MODEL_IT_SITS_ON", warnings=_warnings(report),
         command=_fenced(command_line(config)))

@@ -79,6 +79,21 @@ def reasons(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     return list(found)
 
 
+def drift_text(drift: Mapping[str, Any]) -> str:
+    """Return the held-out drift with its 95% interval, where there is one."""
+    value, low, high = (drift.get(key) for key in (
+        "task_kl_nats_per_token", "ci_low_nats_per_token", "ci_high_nats_per_token"))
+    interval = "" if low is None or high is None else f" ({number_text(low)}-{number_text(high)})"
+    return number_text(value) + interval
+
+
+def comparison_texts(report: Mapping[str, Any]) -> list[str]:
+    """Return each paired comparison as a sentence, where the report has any."""
+    return [f"{name.replace('_', ' ')}: of {found['n']} prompts only the first is harmful on {found['only_first']}, "
+            f"only the second on {found['only_second']} (exact McNemar p = {number_text(found['p_value'])})"
+            for name, found in report.get("comparisons", {}).items()]
+
+
 def top_modules(report: Mapping[str, Any], count: int) -> list[Mapping[str, Any]]:
     """Return the modules with the largest share of the update, the largest first."""
     return sorted(report["modules"], key=lambda m: (-(m["update_share"] or 0), m["module"]))[:count]

@@ -37,6 +37,21 @@ def test_the_sample_size_is_shown_where_it_is_one() -> None:
     assert rows.sample_size(made, "harmful_rate") == "127/128"
 
 
+def test_drift_shows_its_interval_where_there_is_one() -> None:
+    drift = {"task_kl_nats_per_token": 0.00412, "ci_low_nats_per_token": 0.003, "ci_high_nats_per_token": 0.005}
+    assert rows.drift_text(drift) == "0.00412 (0.003-0.005)"
+    assert rows.drift_text({**drift, "ci_low_nats_per_token": None}) == "0.00412"
+    assert rows.drift_text({"task_kl_nats_per_token": None}) == "-"
+
+
+def test_a_comparison_is_a_sentence_with_its_p_value() -> None:
+    [text] = rows.comparison_texts(report())
+    assert text == ("harmful after vs base: of 128 prompts only the first is harmful on 1, only the second on 0 "
+                    "(exact McNemar p = 1)")
+    without = {key: value for key, value in report().items() if key != "comparisons"}
+    assert rows.comparison_texts(without) == []
+
+
 def test_modules_are_listed_by_what_they_moved() -> None:
     found = rows.top_modules(report(), 3)
     assert [module["update_share"] for module in found] == [0.3, 0.25, 0.2]
