@@ -19,6 +19,7 @@ from .config import Progress, RestoreConfig, no_progress
 from .data.chat import chat_format
 from .data.selection import Selection, select
 from .evaluation.controls import run_controls
+from .evaluation.planning import estimate
 from .evaluation.preparation import Answers, Prepared, held_out_losses, prepare, tokens_of
 from .evaluation.systems import Examiner
 from .evaluation.verdict import Comparison, Mean, compare, mean_per_token, verdict
@@ -76,7 +77,7 @@ def restore(config: RestoreConfig, out: Path, *, progress: Progress = no_progres
                          progress=progress)
         session = open_session(pair, dtype=config.dtype, device=config.device, device_map=config.device_map,
                                max_memory=config.max_memory, load_in=config.load_in, seed=config.seed)
-        examiner = _examiner(session, config, progress)
+        examiner = make_examiner(session, config, progress)
     with clock.stage("prepare"):
         prepared = prepare(session, examiner, rows, objective=config.objective, on_disk=config.low_memory)
     with clock.stage("restore"):
@@ -92,13 +93,29 @@ def restore(config: RestoreConfig, out: Path, *, progress: Progress = no_progres
     return report
 
 
+def plan(config: RestoreConfig) -> Json:
+    """Check everything that headers, rows and the tokenizer can tell, and return what a run would need.
+
+    Args:
+        config: The settings of the run.
+
+    Returns:
+        The plan, see `evaluation.planning.estimate`. Errors are those of `restore` before weights are read.
+    """
+    rows = select(config)
+    pair = open_pair(config.base, config.tuned, offline=config.offline, rank=config.rank, force=config.force,
+                     read_weights=False)
+    return estimate(pair, rows, config, device="cuda" if torch.cuda.is_available() else "cpu")
+
+
 def solver_settings(config: RestoreConfig) -> Settings:
     """Return the settings of the trust region for a configuration."""
     return Settings(engine=config.engine, max_drift=config.max_drift, max_steps=config.max_steps, seed=config.seed,
                     low_memory=config.low_memory)
 
 
-def _examiner(session: Session, config: RestoreConfig, progress: Progress) -> Examiner:
+def make_examiner(session: Session, config: RestoreConfig, progress: Progress) -> Examiner:
+    """Return how the systems of a session are asked; loads the tuned model."""
     chat = chat_format(session.tokenizer, config.chat_template, config.system_prompt)
     text_config = session.adapter().model.config.get_text_config()
     context = getattr(text_config, "max_position_embeddings", None) or 2048

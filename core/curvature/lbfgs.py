@@ -8,7 +8,7 @@ the next point. On a quadratic the step length along a direction is exact and co
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from ..params import Params, axpy, dot, norm, scale, zeros
@@ -18,21 +18,29 @@ from .operator import Solution, outcome
 Pairs = deque[tuple[Params, Params]]
 
 
-def two_loop(v: Params, pairs: Sequence[tuple[Params, Params]]) -> Params:
-    """Return H v, H the L-BFGS inverse of pairs (s, y), oldest first; s'y / y'y scales the first guess.
+def scaled_identity(pairs: Sequence[tuple[Params, Params]]) -> Callable[[Params], Params]:
+    """Return q -> (s'y / y'y) q of the newest pair, the usual first guess of an inverse; the identity without pairs."""
+    if not pairs:
+        return lambda q: q
+    s, y = pairs[-1]
+    factor = dot(s, y) / dot(y, y)
+    return lambda q: scale(factor, q)
+
+
+def two_loop(v: Params, pairs: Sequence[tuple[Params, Params]], first: Callable[[Params], Params]) -> Params:
+    """Return H v, H the L-BFGS inverse of pairs (s, y), oldest first.
 
     Args:
         v: Any vector.
-        pairs: (s, y) with s'y > 0. With none, H is the identity.
+        pairs: (s, y) with s'y > 0.
+        first: The inverse that the pairs correct, symmetric positive definite.
     """
     q, alphas = v, []
     for s, y in reversed(pairs):
         alpha = dot(s, q) / dot(s, y)
         q = axpy(-alpha, y, q)
         alphas.append(alpha)
-    if pairs:
-        s, y = pairs[-1]
-        q = scale(dot(s, y) / dot(y, y), q)
+    q = first(q)
     for (s, y), alpha in zip(pairs, reversed(alphas), strict=True):
         q = axpy(alpha - dot(y, q) / dot(s, y), s, q)
     return q
@@ -68,7 +76,8 @@ class LBFGS:
         if scale_of_v == 0:
             return Solution(x, x, 0.0, 0, "exact")
         for products in range(1, self.max_products + 1):
-            s = two_loop(r, [(s, axpy(damping, s, fs)) for s, fs in self.pairs])
+            damped = [(s, axpy(damping, s, fs)) for s, fs in self.pairs]
+            s = two_loop(r, damped, scaled_identity(damped))
             fs = self.operator.matvec(s)
             y = axpy(damping, s, fs)
             step = dot(s, r) / dot(s, y)

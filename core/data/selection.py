@@ -69,8 +69,9 @@ def _records(results: Sequence[ReadResult]) -> list[Record]:
 def select(config: RestoreConfig) -> Selection:
     """Read all sets and decide which rows fit and which measure.
 
-    The fit part of `harmful` never holds a category, subject or row of its held-out part. Retain rows are task rows
-    (half of them where there are any), benign look-alikes and general requests; without a task file the last two.
+    The fit part of `harmful` never holds a category, subject or row of its held-out part. A quarter of the retain rows
+    is task rows where there are any; of the rest two thirds are benign look-alikes, where over-refusal shows first, and
+    one third general requests.
 
     Args:
         config: Files, sizes and seed.
@@ -126,8 +127,8 @@ def _split_or_none(records: list[Record], seed: int) -> tuple[tuple[Record, ...]
 
 def _retain(task: Sequence[Record], benign: Sequence[Record], general: Sequence[Record], count: int,
             seed: int) -> tuple[Record, ...]:
-    from_task = sample(task, count // 2, seed)
-    from_benign = sample(benign, (count - len(from_task)) // 2, seed)
+    from_task = sample(task, count // 4, seed)
+    from_benign = sample(benign, 2 * (count - len(from_task)) // 3, seed)
     return (*from_task, *from_benign, *sample(general, count - len(from_task) - len(from_benign), seed))
 
 

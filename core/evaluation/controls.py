@@ -7,6 +7,7 @@ from typing import Any
 from ..checkpoint.session import Session, write_params
 from ..config import RestoreConfig
 from ..data.selection import Selection
+from ..losses import kl_divergence
 from ..restoration.controls import along, random_direction, strength_at_drift
 from ..restoration.trust_region import Outcome, Settings, minimise
 from .preparation import Prepared
@@ -42,9 +43,12 @@ def run_controls(session: Session, prepared: Prepared, outcome: Outcome, examine
     def measure(name: str, note: str) -> None:
         sets = {part: rows.held_out[part] for part in ("harmful", "task")}
         answers = examiner.ask_sets(live.model, sets, f"control {name}")
-        held = prepared.held_out
+        held = prepared.held_out.drift
         rates = measurement(answers, {}, {"task_accuracy": "no --task rows"})
-        row = {"name": name, "task_kl_nats_per_token": drift.value(live.model), "note": note}
+        kl = kl_divergence(name, held, prepared.held_out.tuned_log_p).value(live.model) if held else None
+        row = {"name": name, "task_kl_nats_per_token": kl, "note": note, "fit_kl_nats_per_token": drift.value(live.model)}
+        if kl is None:
+            row["task_kl_nats_per_token_reason"] = "no held-out retain rows"
         row |= {key: rates[key] for key in ("harmful_rate", "task_accuracy")}
         if rates["task_accuracy"] is None:
             row["task_accuracy_reason"] = rates["task_accuracy_reason"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -55,7 +56,8 @@ def drift(mean: Mean | None, fit: float, budget: float, where: Distances, kind: 
     """Return the `drift` object; `task_kl_nats_per_token` is KL(tuned || restored) on held-out retain rows."""
     found: Json = {
         "task_kl_nats_per_token": mean.value if mean else None,
-        "ci_low_nats_per_token": mean.ci_low if mean else None, "ci_high_nats_per_token": mean.ci_high if mean else None,
+        "ci_low_nats_per_token": mean.ci_low if mean else None,
+        "ci_high_nats_per_token": mean.ci_high if mean else None,
         "fit_kl_nats_per_token": fit, "budget_nats_per_token": budget,
         "relative_update_norm": where.relative_update, "distance_to_base_fraction": where.to_base_fraction,
     }
@@ -88,10 +90,9 @@ def steps(path: Sequence[Step]) -> list[Json]:
 def _step(step: Step) -> Json:
     plain = dataclasses.asdict(step)
     plain["lambda"] = plain.pop("damping")
-    finite = {key: value if value is None or abs(value) != float("inf") and value == value else None
-              for key, value in plain.items()}
-    reasons = {"relative_residual": "this engine inverts its own curvature exactly"}
-    return {**finite, **{f"{key}_reason": reasons.get(key, "not finite") for key, value in finite.items() if value is None}}
+    finite = {key: value if value is not None and math.isfinite(value) else None for key, value in plain.items()}
+    why = {"relative_residual": "this engine inverts its own curvature exactly"}
+    return {**finite, **{f"{key}_reason": why.get(key, "not finite") for key in finite if finite[key] is None}}
 
 
 def cost(outcome: Outcome, *, rows: int, tokens: int, generated: int, drift_rows: int, drift_tokens: int) -> Json:

@@ -8,17 +8,22 @@ the ratio of measured to predicted decrease (Levenberg-Marquardt; Nocedal and Wr
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from ..checkpoint.session import LiveModel, read_params, write_params
 from ..config import Progress, no_progress
 from ..curvature.diagonal import Diagonal, diagonal_fisher
 from ..curvature.engines import ENGINES, EngineInputs
-from ..curvature.lbfgs import Pairs
-from ..curvature.operator import CurvatureOperator
+from ..curvature.lbfgs import Pairs, two_loop
+from ..curvature.operator import CurvatureOperator, Solution
 from ..losses import Loss, gradient
 from ..params import Params, axpy, dot, scale, zeros
+
+
+MEMORY = 10
+"""Secant pairs kept: two adapter vectors each."""
 
 
 @dataclass(frozen=True)
@@ -42,14 +47,17 @@ class Settings:
 
     Attributes:
         engine: Name of a curvature engine.
-        max_drift: Budget for D on the fit rows, nats per token.
-        max_steps: Gradient evaluations at most.
-        drift_weight: mu.
+        max_drift: Budget for D on the fit rows, nats per token, obeyed by the outcome.
+        max_steps: Accepted steps at most.
+        drift_weight: mu at the start; doubled while drift stays above what the path allows.
+        path_slack: How many times the budget D may be on the way; what is allowed shrinks to the budget itself over
+            the first 70% of the steps. Held to the budget from the start, steps creep along its boundary.
         damping: Initial lambda as a fraction of the mean diagonal of F.
         tries: Step lengths tried from one gradient before giving up.
         max_products: Products a solve may take.
         near: A term of S counts as restored within this fraction of the base's value.
-        curve_both: Whether F is the Gauss-Newton matrix of S + mu D instead of D alone.
+        secants: Whether the engine's inverse is corrected by the changes of the gradient along the path (L-BFGS with
+            the damped engine as its first guess), which cost nothing.
         seed: Of sampled labels.
         low_memory: See `EngineInputs`.
     """
@@ -58,13 +66,19 @@ class Settings:
     max_drift: float = 0.01
     max_steps: int = 10
     drift_weight: float = 1.0
-    damping: float = 1.0
+    path_slack: float = 20.0
+    damping: float = 4.0
     tries: int = 8
     max_products: int = 8
     near: float = 0.05
-    curve_both: bool = False
+    secants: bool = True
     seed: int = 0
     low_memory: bool = False
+
+    def allowed(self, number: int) -> float:
+        """Return the drift that step `number` (from 1) may reach, nats per token."""
+        share = max(0.0, 1.0 - number / max(1.0, 0.7 * self.max_steps))
+        return self.max_drift * self.path_slack ** share
 
 
 @dataclass(frozen=True)
@@ -116,6 +130,18 @@ class Attribution:
     gain: dict[str, float]
     cost: dict[str, float]
 
+    def extended(self, here: Point, there: Point) -> Attribution:
+        """Return the account with one more step of the path."""
+        change = axpy(-1.0, here.params, there.params)
+        gain = _trapezoid(change, here.safety_gradient, there.safety_gradient)
+        cost = _trapezoid(change, here.drift_gradient, there.drift_gradient)
+        return Attribution({name: self.gain.get(name, 0.0) - gain[name] for name in gain},
+                           {name: self.cost.get(name, 0.0) + cost[name] for name in cost})
+
+
+def _trapezoid(change: Params, here: Params, there: Params) -> dict[str, float]:
+    return {name: float((0.5 * (here[name] + there[name]) * change[name]).double().sum()) for name in change}
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -135,10 +161,12 @@ class _State:
 
     damping: float
     radius: float
+    weight: float
     steps: list[Step] = field(default_factory=list)
     cost: Cost = field(default_factory=Cost)
     diagonal: Diagonal | None = None
     pairs: Pairs = field(default_factory=Pairs)
+    secants: Pairs = field(default_factory=lambda: deque(maxlen=MEMORY))
 
 
 def evaluate(problem: Problem, params: Params, cost: Cost) -> Point:
@@ -182,12 +210,12 @@ def minimise(problem: Problem, settings: Settings, *, progress: Progress = no_pr
     Raises:
         NumericalError: A loss or gradient is not finite at accepted parameters.
     """
-    state = _State(damping=0.0, radius=settings.max_drift)
-    start = point = evaluate(problem, read_params(problem.live), state.cost)
-    gain, cost, operator, why = {}, {}, None, "max_steps"
+    state = _State(damping=0.0, radius=settings.path_slack * settings.max_drift, weight=settings.drift_weight)
+    start = point = feasible = evaluate(problem, read_params(problem.live), state.cost)
+    attribution, operator, why = Attribution({}, {}), None, "max_steps"
     for number in range(1, settings.max_steps + 1):
         progress(stage, number - 1, settings.max_steps)
-        if is_restored(point.safety, start.safety, problem.safety, settings.near):
+        if point is feasible and is_restored(point.safety, start.safety, problem.safety, settings.near):
             why = "restored"
             break
         if operator is None or ENGINES[settings.engine].fresh:
@@ -195,34 +223,38 @@ def minimise(problem: Problem, settings: Settings, *, progress: Progress = no_pr
             state.damping = state.damping or _first_damping(operator, settings, point)
         target = _search(problem, settings, state, operator, point, number)
         if target is None:
-            spent = settings.max_drift - point.drift < 0.05 * settings.max_drift
-            why = "drift_budget_spent" if spent else "no_step_helps"
+            why = "drift_budget_spent" if point.drift > 0.95 * settings.max_drift else "no_step_helps"
             break
         following = evaluate(problem, target, state.cost)
-        _attribute(gain, cost, point, following)
+        _learn(state, settings, point, following)
+        attribution = attribution.extended(point, following)
         point = following
+        feasible = point if point.drift <= settings.max_drift else feasible
+        state.weight *= 2.0 if point.drift > settings.allowed(number + 1) else 1.0
+    if point is not feasible:
+        why = "drift_budget_spent"
+        inside = _pull_back(problem, settings, state, feasible, point)
+        attribution, point = attribution.extended(point, inside), inside
     write_params(problem.live, point.params)
     progress(stage, settings.max_steps, settings.max_steps)
-    return Outcome(point, start, tuple(state.steps), why, state.cost, Attribution(gain, cost))
+    return Outcome(point, start, tuple(state.steps), why, state.cost, attribution)
 
 
 def _operator(problem: Problem, settings: Settings, state: _State) -> CurvatureOperator:
     """Make the engine's operator at the model's present parameters, counting its passes."""
     engine = ENGINES[settings.engine]
-    weighted = replace(problem.drift, token_weight=problem.drift.token_weight * settings.drift_weight)
-    losses = (weighted, *(problem.safety if settings.curve_both else ()))
+    losses = (problem.drift,)
     if engine.needs_diagonal and state.diagonal is None:
         state.diagonal = diagonal_fisher(problem.live, losses, seed=settings.seed)
-    inputs = EngineInputs(problem.live, losses, settings.seed, settings.low_memory, settings.max_products,
-                          state.diagonal, state.pairs)
     if not state.steps:
         state.cost.gradient_passes += engine.score_passes
         state.cost.score_passes += engine.score_passes
-    return engine.make(inputs)
+    return engine.make(EngineInputs(problem.live, losses, settings.seed, settings.low_memory, settings.max_products,
+                                    state.diagonal, state.pairs))
 
 
 def _first_damping(operator: CurvatureOperator, settings: Settings, point: Point) -> float:
-    """lambda_0: a fraction of the mean diagonal; with no curvature, what halves S by the linear model."""
+    """lambda_0: a multiple of the mean diagonal; with no curvature, what halves S by the linear model."""
     if operator.mean_diagonal > 0:
         return settings.damping * operator.mean_diagonal
     return 2 * dot(point.safety_gradient, point.safety_gradient) / max(sum(point.safety), 1e-12)
@@ -231,21 +263,20 @@ def _first_damping(operator: CurvatureOperator, settings: Settings, point: Point
 def _search(problem: Problem, settings: Settings, state: _State, operator: CurvatureOperator, point: Point,
             number: int) -> Params | None:
     """Try damped steps from one gradient until one is acceptable; None where none is."""
-    full = axpy(settings.drift_weight, point.drift_gradient, point.safety_gradient)
-    before = sum(point.safety) + settings.drift_weight * point.drift
+    slope_of_j = axpy(state.weight, point.drift_gradient, point.safety_gradient)
+    before = sum(point.safety) + state.weight * point.drift
     for _ in range(settings.tries):
-        solution = operator.solve(full, state.damping)
+        solution = _solve(operator, slope_of_j, state)
         state.cost.curvature_products += solution.products
-        delta = scale(-1.0, solution.x)
-        slope, bend = dot(point.drift_gradient, delta), dot(solution.x, solution.image)
-        length = step_length(bend + state.damping * dot(delta, delta), bend, slope, point.drift, state.radius,
-                             math.inf if settings.curve_both else settings.max_drift)
+        delta, bend = scale(-1.0, solution.x), dot(solution.x, solution.image)
+        length = step_length(metric=bend + state.damping * dot(delta, delta), bend=bend,
+                             slope=dot(point.drift_gradient, delta), drift=point.drift, radius=state.radius,
+                             budget=settings.allowed(number))
         delta, bend = scale(length, delta), length * length * bend
-        predicted = -(dot(full, delta) + 0.5 * bend)
+        predicted = -(dot(slope_of_j, delta) + 0.5 * bend)
         safety, drift = _values(problem, axpy(1.0, delta, point.params), state.cost)
-        after = sum(safety) + settings.drift_weight * drift
-        fits = drift <= max(settings.max_drift, point.drift)
-        accepted = math.isfinite(after) and after < before and fits
+        after = sum(safety) + state.weight * drift
+        accepted = math.isfinite(after) and after < before and drift <= max(settings.allowed(number), point.drift)
         state.steps.append(Step(number, after, drift, state.damping, accepted, predicted, before - after,
                                 solution.relative_residual))
         _adapt(state, accepted=accepted, ratio=(before - after) / predicted if predicted > 0 else 0.0)
@@ -255,8 +286,45 @@ def _search(problem: Problem, settings: Settings, state: _State, operator: Curva
     return None
 
 
-def step_length(metric: float, bend: float, slope: float, drift: float, radius: float, budget: float) -> float:
-    """Return the largest t in (0, 1] that keeps t d inside the trust region and the predicted drift in the budget.
+def _solve(operator: CurvatureOperator, v: Params, state: _State) -> Solution:
+    """(F + lambda I)^-1 v, corrected by the secant pairs (s, y + lambda s) of the path where there are any."""
+    if not state.secants:
+        return operator.solve(v, state.damping)
+    inner: list[Solution] = []
+
+    def first(q: Params) -> Params:
+        inner.append(operator.solve(q, state.damping))
+        return inner[-1].x
+
+    x = two_loop(v, [(s, axpy(state.damping, s, y)) for s, y in state.secants], first)
+    image = {name: v[name] - state.damping * x[name] for name in v}
+    return Solution(x, image, inner[0].relative_residual, inner[0].products, "secants")
+
+
+def _learn(state: _State, settings: Settings, here: Point, there: Point) -> None:
+    """Keep the pair (step, change of grad J) where J curves upward along it."""
+    if not settings.secants:
+        return
+    step = axpy(-1.0, here.params, there.params)
+    change = axpy(state.weight, axpy(-1.0, here.drift_gradient, there.drift_gradient),
+                  axpy(-1.0, here.safety_gradient, there.safety_gradient))
+    if dot(step, change) > 0:
+        state.secants.append((step, change))
+
+
+def _pull_back(problem: Problem, settings: Settings, state: _State, inside: Point, outside: Point) -> Point:
+    """Return the point on the segment between two that is nearest to `outside` and within the budget."""
+    way = axpy(-1.0, inside.params, outside.params)
+    low, high = 0.0, 1.0
+    for _ in range(8):
+        middle = (low + high) / 2
+        _, drift = _values(problem, axpy(middle, way, inside.params), state.cost)
+        low, high = (middle, high) if drift <= settings.max_drift else (low, middle)
+    return evaluate(problem, axpy(low, way, inside.params), state.cost)
+
+
+def step_length(*, metric: float, bend: float, slope: float, drift: float, radius: float, budget: float) -> float:
+    """Return the largest t in (0, 1] that keeps a step in the trust region and its predicted drift in the budget.
 
     Args:
         metric: d'(F + lambda I)d.
@@ -274,6 +342,14 @@ def step_length(metric: float, bend: float, slope: float, drift: float, radius: 
     return min(length, root)
 
 
+def _solve(operator: CurvatureOperator, v: Params, state: _State) -> Solution:
+    if not state.secants:
+        return operator.solve(v, state.damping)
+    lam = state.damping
+    x = two_loop(v, [(s, axpy(lam, s, y)) for s, y in state.secants], lambda q: operator.solve(q, lam).x)
+    return Solution(x, {n: v[n] - lam * x[n] for n in v}, None, 0, "secant")
+
+
 def _adapt(state: _State, *, accepted: bool, ratio: float) -> None:
     """Levenberg-Marquardt: more damping and a smaller region where the model was wrong, less where it was right."""
     if not accepted or ratio < 0.25:
@@ -282,13 +358,3 @@ def _adapt(state: _State, *, accepted: bool, ratio: float) -> None:
     elif ratio > 0.75:
         state.damping /= 3.0
         state.radius *= 2.0
-
-
-def _attribute(gain: dict[str, float], cost: dict[str, float], here: Point, there: Point) -> None:
-    """Add one accepted step's trapezoidal share of the change of S and D by parameter."""
-    for name in here.params:
-        change = (there.params[name] - here.params[name]).double()
-        mean_s = 0.5 * (here.safety_gradient[name] + there.safety_gradient[name]).double()
-        mean_d = 0.5 * (here.drift_gradient[name] + there.drift_gradient[name]).double()
-        gain[name] = gain.get(name, 0.0) - float((mean_s * change).sum())
-        cost[name] = cost.get(name, 0.0) + float((mean_d * change).sum())

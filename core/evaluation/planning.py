@@ -1,0 +1,60 @@
+"""What a restoration will need, estimated from headers, rows and the tokenizer: no weights are read."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from ..checkpoint.loading import load_tokenizer, read_model_config
+from ..checkpoint.pair import CheckpointPair
+from ..checkpoint.safetensors_files import read_headers
+from ..config import RestoreConfig
+from ..data.chat import chat_format
+from ..data.selection import Selection
+
+Json = dict[str, Any]
+MEASURED_FLOPS = {"cpu": 5e10, "cuda": 1e14}
+"""Floating-point operations a second that a gradient pass was seen to reach, for the time estimate alone."""
+FLOPS_PER_PARAMETER_TOKEN = 6
+
+
+def estimate(pair: CheckpointPair, rows: Selection, config: RestoreConfig, *, device: str) -> Json:
+    """Return the plan of a run.
+
+    Answers are taken as long as they may become, so sizes are upper ends; the seconds are an order of magnitude.
+
+    Args:
+        pair: Opened without reading weights.
+        rows: Fit and held-out rows.
+        config: The settings.
+        device: `cpu` or `cuda`, for the time estimate.
+
+    Returns:
+        Counts of rows and tokens, bytes by purpose, gradient passes and seconds, as plain JSON values.
+    """
+    chat = chat_format(load_tokenizer(pair.tokenizer_dir), config.chat_template, config.system_prompt)
+    prompts = {name: sum(len(chat.prompt_ids(r)) for r in part) for name, part in
+               {"harmful": rows.harmful, "retain": rows.retain}.items()}
+    answers = {"harmful": len(rows.harmful) * config.max_new_tokens, "retain": len(rows.retain) * config.max_new_tokens}
+    tokens = sum(prompts.values()) + sum(answers.values())
+    folder = pair.base_dir if pair.kind == "lora" else pair.tuned_dir
+    headers = read_headers(folder)
+    weights = sum(math.prod(info.shape) for info in headers.values())
+    adapter = sum(pair.rank * sum(headers[f"{name}.weight"].shape) for name in pair.target_modules
+                  if f"{name}.weight" in headers)
+    vocabulary = read_model_config(folder).get_text_config().vocab_size
+    passes = config.max_steps + 2
+    return {
+        "base": pair.base_facts.ref, "tuned": pair.tuned_facts.ref, "kind": pair.kind,
+        "objective": config.objective, "engine": config.engine, "adapted_modules": len(pair.target_modules),
+        "rank": pair.rank, "parameters": weights, "adapter_parameters": adapter,
+        "rows": {"harmful_fit": len(rows.harmful), "retain_fit": len(rows.retain),
+                 **{f"{name}_held_out": len(part) for name, part in rows.held_out.items()}},
+        "fit_tokens_at_most": tokens, "gradient_passes_at_most": passes,
+        "bytes": {"weights_on_disk": pair.base_facts.bytes + pair.tuned_facts.bytes,
+                  "adapter_vectors": 8 * adapter * 4,
+                  "fisher_rows": len(rows.retain) * adapter * 4 if config.engine == "fisher" else 0,
+                  "log_probabilities_at_most": answers["retain"] * vocabulary * 4},
+        "seconds_about": round(passes * tokens * weights * FLOPS_PER_PARAMETER_TOKEN / MEASURED_FLOPS[device], 1),
+        "warnings": [f"{code}: {message}" for code, message in (*pair.warnings, *rows.warnings)],
+    }
