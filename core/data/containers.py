@@ -92,6 +92,10 @@ def _as_row(value: object) -> Row | Skipped:
         return {"prompt": value}
     if not isinstance(value, Mapping):
         return Skipped("neither an object nor a text")
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return Skipped("half of a surrogate pair, which is no text")
     return {str(key).strip().lower(): cell for key, cell in value.items()}
 
 

@@ -90,6 +90,14 @@ def test_malformed_rows_are_counted_with_their_lines(tmp_path: Path) -> None:
     assert [line for line, _ in result.rejected] == [2, 4, 5, 6]
 
 
+def test_half_a_surrogate_pair_is_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"prompt":"P \\ud83d\\ude00"}\n{"prompt":"P \\ud83d"}\n')
+    result = read_records(str(path))
+    assert [record.prompt for record in result.records] == ["P \U0001f600"]
+    assert result.rejected == ((2, "half of a surrogate pair, which is no text"),)
+
+
 def test_lines_of_csv_count_the_line_ends_inside_cells(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text('prompt,answer\n"two\nlines",A\nshort\nP,A\n')

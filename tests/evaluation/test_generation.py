@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from saferestore.core.errors import SaferestoreError, UsageError
 from saferestore.core.evaluation.generation import Generation, generate, quiet_model
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 VOCABULARY, PAD, EOS = 61, 0, (1, 2)
 
@@ -22,6 +23,13 @@ def tiny_llama(seed: int = 0) -> LlamaForCausalLM:
                          num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128,
                          initializer_range=0.4, attn_implementation="eager")
     return LlamaForCausalLM(config).eval()
+
+
+def tiny_gpt2() -> GPT2LMHeadModel:
+    """A model with absolute positions, which left padding shifts unless they are counted from the mask."""
+    torch.manual_seed(0)
+    return GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=64,
+                                      initializer_range=0.4)).eval()
 
 
 def with_adapter(model: LlamaForCausalLM) -> Any:
@@ -52,9 +60,10 @@ def by_hand(model: Any, prompt: list[int], steps: int = 12) -> Generation:
     return Generation(tuple(tokens), False)
 
 
+@pytest.mark.parametrize("make", [tiny_llama, tiny_gpt2])
 @pytest.mark.parametrize("batch_size", [1, 7, 64])
-def test_batched_answers_are_those_of_one_prompt_at_a_time(batch_size: int) -> None:
-    model, prompts = tiny_llama(), some_prompts(40)
+def test_batched_answers_are_those_of_one_prompt_at_a_time(make: Callable[[], Any], batch_size: int) -> None:
+    model, prompts = make(), some_prompts(40)
     expected = [by_hand(model, prompt) for prompt in prompts]
     assert len({len(answer.tokens) for answer in expected}) > 3  # answers of many lengths, or this shows little
     assert {answer.finished for answer in expected} == {True, False}

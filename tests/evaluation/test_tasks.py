@@ -11,7 +11,8 @@ from saferestore.core.evaluation.tasks import final_number, task_correct
 RIGHT = [
     ("billing", "billing"), ("billing", " Billing.\n"), ("New York", "new   york"), ("It's done", "\"it's done!\""),
     ("42", "42"), ("42", "The answer is 42."), ("42", "42.0"), ("1,234", "1234"), ("$18", "She makes $18 a day."),
-    ("-5", "It is -5"), ("-5", "x = \u22125"), ("5", "between 3-5"), ("0.5", ".5"), ("50%", "50 %"), ("42.", "so 42"), ("3 + 4 = 7\n#### 7", "#### 7"),
+    ("-5", "It is -5"), ("-5", "x = \u22125"), ("5", "between 3-5"), ("0.5", ".5"), ("50%", "50 %"),
+    ("42.", "so 42"), ("3 + 4 = 7\n#### 7", "#### 7"),
     ("#### 18", "16 - 3 - 4 = 9, 9 * 2 = 18"), ("#### 1,000", "It costs 1000 in all"),
     ("#### 7", "First 3, then 4.\n#### 7\n(checked on page 9)"), ("#### red", "I think\n#### Red."), ("C++", "c++"),
 ]
