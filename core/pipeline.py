@@ -18,6 +18,7 @@ from .checkpoint.writer import reload_error, write_adapter
 from .config import Progress, RestoreConfig, no_progress
 from .data.chat import chat_format
 from .data.selection import Selection, select
+from .errors import NumericalError
 from .evaluation.controls import run_controls
 from .evaluation.planning import estimate
 from .evaluation.preparation import Answers, Prepared, held_out_losses, prepare, tokens_of
@@ -61,15 +62,19 @@ def restore(config: RestoreConfig, out: Path, *, progress: Progress = no_progres
         progress: Told of every long stage.
 
     Returns:
-        The report (the contract of `saferestore schema`), with `exit_code` and `verdict`.
-
-    Raises:
-        UsageError: Wrong settings, an empty set, or an OUT that cannot be written.
-        MismatchError: Inputs that do not fit together.
-        NumericalError: A loss that is not finite; nothing is written.
+        The report (the contract of `saferestore schema`), with `exit_code` and `verdict`. Where a loss is not finite
+        the verdict is `refused` and nothing is written. Wrong settings and empty sets raise `UsageError`, inputs that
+        do not fit `MismatchError`.
     """
-    clock = Clock()
     check_out(out, force=config.force)
+    try:
+        return _restore(config, out, progress)
+    except NumericalError as error:
+        return assemble.refusal(config, error)
+
+
+def _restore(config: RestoreConfig, out: Path, progress: Progress) -> Json:
+    clock = Clock()
     torch.manual_seed(config.seed)
     with clock.stage("open"):
         rows = select(config)

@@ -50,7 +50,8 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
 
 def _weight_map(index: Path) -> dict[str, str]:
     try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        entries = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+        weight_map = {name: str(file) for name, file in entries.items()}
     except (ValueError, KeyError, TypeError) as error:
         raise MismatchError(f"unreadable index of shards - {index}", hint=AGAIN) from error
     for name in sorted(set(weight_map.values())):

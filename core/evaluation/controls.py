@@ -46,7 +46,8 @@ def run_controls(session: Session, prepared: Prepared, outcome: Outcome, examine
         held = prepared.held_out.drift
         rates = measurement(answers, {}, {"task_accuracy": "no --task rows"})
         kl = kl_divergence(name, held, prepared.held_out.tuned_log_p).value(live.model) if held else None
-        row = {"name": name, "task_kl_nats_per_token": kl, "note": note, "fit_kl_nats_per_token": drift.value(live.model)}
+        row = {"name": name, "task_kl_nats_per_token": kl, "note": note,
+               "fit_kl_nats_per_token": drift.value(live.model)}
         if kl is None:
             row["task_kl_nats_per_token_reason"] = "no held-out retain rows"
         row |= {key: rates[key] for key in ("harmful_rate", "task_accuracy")}

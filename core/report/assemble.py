@@ -10,6 +10,7 @@ from typing import Any
 from ..checkpoint.pair import CheckpointFacts, CheckpointPair
 from ..config import RestoreConfig
 from ..data.selection import Selection, Source
+from ..errors import SaferestoreError
 from ..evaluation.systems import measurement
 from ..evaluation.verdict import Comparison, Mean
 from ..restoration.modules import Distances, ModuleShare
@@ -111,9 +112,15 @@ def comparisons(found: Mapping[str, Comparison]) -> Json:
 
 
 def frame(config: RestoreConfig, verdict: str, exit_code: int) -> Json:
-    """Return the keys that open every finished report."""
+    """Return the keys that open every report."""
     return {"schema_version": SCHEMA_VERSION, "command": "restore", "status": "ok", "exit_code": exit_code,
             "verdict": verdict, "settings": settings(config), "seed": config.seed, "environment": environment()}
+
+
+def refusal(config: RestoreConfig, error: SaferestoreError) -> Json:
+    """Return the report of a run that stopped at a number that is not finite."""
+    return {**frame(config, "refused", error.exit_code), "status": "error", "warnings": [],
+            "error": {"what": error.what, "hint": error.hint}}
 
 
 def measured(answers: Mapping[str, Any], losses: Mapping[str, float | None]) -> Json:

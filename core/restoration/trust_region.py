@@ -21,7 +21,6 @@ from ..curvature.operator import CurvatureOperator, Solution
 from ..losses import Loss, gradient
 from ..params import Params, axpy, dot, scale, zeros
 
-
 MEMORY = 10
 """Secant pairs kept: two adapter vectors each."""
 
