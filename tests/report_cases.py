@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 from saferestore.core.config import RestoreConfig
 
+ROOT = Path(__file__).parents[1]
 CONFIG = RestoreConfig(base="sample_data/base", tuned="sample_data/tuned", task=("sample_data/records/task.jsonl",))
 HASH = "0123456789abcdef" * 4
 
