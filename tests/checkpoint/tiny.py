@@ -1,4 +1,4 @@
-"""Tiny checkpoints on disk, made from nothing."""
+"""Tiny checkpoints on disk, made from nothing, and the logits that transformers and PEFT themselves give for them."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
+from saferestore.core.checkpoint.quiet import quiet
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
+from torch import Tensor, nn
 from transformers import (
+    AutoModelForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -24,13 +28,22 @@ from transformers import (
 
 ROWS, WORDS = 40, 36
 IDS = torch.tensor([[3, 7, 11, 5, 2, 9], [4, 4, 8, 30, 21, 1]])
+SHAPE = {"vocab_size": ROWS, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
+         "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 64, "bos_token_id": 1,
+         "eos_token_id": 2}
+LLAMA_MODULES = ["q_proj", "v_proj", "down_proj"]
 
 
-def llama(tie: bool = False, width: int = 16, layers: int = 2) -> PreTrainedModel:
-    return LlamaForCausalLM(LlamaConfig(
-        vocab_size=ROWS, hidden_size=width, intermediate_size=24, num_hidden_layers=layers,
-        num_attention_heads=2, num_key_value_heads=1, tie_word_embeddings=tie, max_position_embeddings=64,
-        bos_token_id=1, eos_token_id=2))
+def llama(**shape: object) -> PreTrainedModel:
+    return LlamaForCausalLM(LlamaConfig(**(SHAPE | shape)))
+
+
+def tied_llama() -> PreTrainedModel:
+    return llama(tie_word_embeddings=True)
+
+
+def qwen2() -> PreTrainedModel:
+    return Qwen2ForCausalLM(Qwen2Config(**SHAPE))
 
 
 def gpt2() -> PreTrainedModel:
@@ -38,10 +51,12 @@ def gpt2() -> PreTrainedModel:
                                       bos_token_id=1, eos_token_id=2))
 
 
-def qwen2() -> PreTrainedModel:
-    return Qwen2ForCausalLM(Qwen2Config(
-        vocab_size=ROWS, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, max_position_embeddings=64, bos_token_id=1, eos_token_id=2))
+FAMILIES: dict[str, tuple[Callable[[], PreTrainedModel], list[str]]] = {
+    "llama": (llama, LLAMA_MODULES),
+    "tied llama": (tied_llama, LLAMA_MODULES),
+    "qwen2 with biases": (qwen2, LLAMA_MODULES),
+    "gpt2 with transposed weights": (gpt2, ["c_attn", "c_fc", "c_proj"]),
+}
 
 
 def tokenizer(words: int = WORDS, prefix: str = "w") -> PreTrainedTokenizerFast:
@@ -58,27 +73,50 @@ def save_base(folder: Path, make: Callable[[], PreTrainedModel] = llama, *, seed
         for name, p in model.named_parameters():
             if name.endswith("bias"):
                 p.normal_(std=0.1)
-    model.save_pretrained(folder, **save)
+    with quiet():
+        model.save_pretrained(folder, **save)
     tokenizer().save_pretrained(folder)
     return folder
 
 
 def save_adapter(folder: Path, base: Path, *, seed: int = 1, **settings: object) -> Path:
     """Save a random LoRA adapter (B not zero) for a base, as PEFT writes it."""
-    from transformers import AutoModelForCausalLM
-
     torch.manual_seed(seed)
-    defaults = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj", "down_proj"]}
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(**(defaults | settings)))
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            if "lora_" in name:
-                p.normal_(std=0.2)
-    model.save_pretrained(folder)
+    defaults: dict[str, object] = {"r": 4, "lora_alpha": 8, "target_modules": LLAMA_MODULES}
+    with quiet():
+        model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(**(defaults | settings)))
+        with torch.no_grad():
+            for name, p in model.named_parameters():
+                if "lora_" in name:
+                    p.normal_(std=0.2)
+        model.save_pretrained(str(folder))
     return folder
+
+
+def plain_logits(folder: Path) -> Tensor:
+    """The logits of a full checkpoint by transformers alone."""
+    with quiet(), torch.no_grad():
+        return AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")(input_ids=IDS).logits
+
+
+def peft_logits(base: Path, adapter: Path) -> Tensor:
+    """The logits of an adapter on a base by PEFT alone."""
+    with quiet(), torch.no_grad():
+        model = AutoModelForCausalLM.from_pretrained(base, attn_implementation="eager")
+        return PeftModel.from_pretrained(model, str(adapter)).eval()(input_ids=IDS).logits
+
+
+def logits(model: nn.Module) -> Tensor:
+    with torch.no_grad():
+        return model(input_ids=IDS).logits
 
 
 def edit_json(file: Path, **changes: object) -> None:
     """Change keys of a JSON file."""
     content = json.loads(file.read_text(encoding="utf-8"))
     file.write_text(json.dumps(content | changes), encoding="utf-8")
+
+
+def edit_tensors(file: Path, edit: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:
+    """Rewrite a safetensors file."""
+    save_file(edit(load_file(file)), file, metadata={"format": "pt"})

@@ -1,0 +1,134 @@
+"""The written adapter: the same bytes, readable by PEFT, exact."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from saferestore.core.checkpoint.adapter import CONFIG_FILE, WEIGHTS_FILE, read_adapter
+from saferestore.core.checkpoint.pair import open_pair
+from saferestore.core.checkpoint.session import Session, open_session, read_params, write_params
+from saferestore.core.checkpoint.writer import base_name, reload_error, write_adapter
+from saferestore.core.errors import MismatchError, NumericalError
+from safetensors import safe_open
+
+from .conftest import Saved
+from .tiny import IDS, edit_json, edit_tensors, logits, peft_logits, save_adapter
+
+KINDS = ("adapter", "full")
+
+
+def _moved(saved: Saved, kind: str) -> Session:
+    session = open_session(open_pair(str(saved.base), str(getattr(saved, kind))))
+    live = session.adapter()
+    g = torch.Generator().manual_seed(3)
+    write_params(live, {n: t + 0.1 * torch.randn(t.shape, generator=g) for n, t in read_params(live).items()})
+    return session
+
+
+def _written(session: Session, folder: Path) -> Path:
+    folder.mkdir()
+    write_adapter(folder, read_params(session.adapter()), session.pair)
+    return folder
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_written_adapter_gives_the_live_logits_through_peft(family: Saved, kind: str, tmp_path: Path) -> None:
+    session = _moved(family, kind)
+    out = _written(session, tmp_path / "out")
+    expected = logits(session.adapter().model)
+    under = family.base if kind == "adapter" else family.full
+    torch.testing.assert_close(peft_logits(under, out), expected, atol=1e-6, rtol=0)
+    assert reload_error(out, session, IDS) <= 1e-6
+    assert torch.equal(logits(session.adapter().model), expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_zero_steps_write_the_input_again(family: Saved, kind: str, tmp_path: Path) -> None:
+    session = open_session(open_pair(str(family.base), str(getattr(family, kind))))
+    before = read_params(session.adapter())
+    out = _written(session, tmp_path / "out")
+    assert all(torch.equal(leaf, before[name]) for name, leaf in session.adapter().leaves.items())
+    under = family.base if kind == "adapter" else family.full
+    source = peft_logits(family.base, family.adapter) if kind == "adapter" else logits(session.adapter().model)
+    torch.testing.assert_close(peft_logits(under, out), source, atol=1e-6, rtol=0)
+
+
+def test_the_same_parameters_give_the_same_bytes(saved: Saved, tmp_path: Path) -> None:
+    session = _moved(saved, "adapter")
+    first, second = (_written(session, tmp_path / name) for name in ("first", "second"))
+    assert sorted(f.name for f in first.iterdir()) == [CONFIG_FILE, WEIGHTS_FILE]
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        assert (first / name).read_bytes() == (second / name).read_bytes()
+    with safe_open(first / WEIGHTS_FILE, framework="pt") as tensors:
+        assert tensors.metadata() == {"format": "pt"}
+
+
+def test_servers_find_one_rank_and_no_pattern(saved: Saved, tmp_path: Path) -> None:
+    adapter = save_adapter(tmp_path / "adapter", saved.base, rank_pattern={"q_proj": 11}, use_rslora=True)
+    session = open_session(open_pair(str(saved.base), str(adapter)))
+    out = _written(session, tmp_path / "out")
+    text = (out / CONFIG_FILE).read_text(encoding="utf-8")
+    config = json.loads(text)
+    assert config["r"] == config["lora_alpha"] == 16
+    assert config["rank_pattern"] == config["alpha_pattern"] == {}
+    assert not config["use_rslora"]
+    assert list(config) == sorted(config)
+    assert config["target_modules"] == sorted(config["target_modules"])
+    assert not re.search(r'"/', text)
+    assert {a.shape[0] for a, _ in read_adapter(out).factors.values()} == {16}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_written_adapter_can_be_opened_again(saved: Saved, kind: str, tmp_path: Path) -> None:
+    session = _moved(saved, kind)
+    out = _written(session, tmp_path / "out")
+    under = saved.base if kind == "adapter" else saved.full
+    again = open_session(open_pair(str(under), str(out))).adapter()
+    torch.testing.assert_close(logits(again.model), logits(session.adapter().model), atol=1e-6, rtol=0)
+
+
+def test_the_recorded_base_is_an_id_or_relative_never_an_absolute_path(mine: Saved, monkeypatch: pytest.MonkeyPatch) \
+        -> None:
+    assert base_name(open_pair(str(mine.base), str(mine.adapter))) == "base"
+    assert base_name(open_pair(str(mine.base), str(mine.full))) == "full"
+    edit_json(mine.adapter / CONFIG_FILE, base_model_name_or_path="owner/base")
+    assert base_name(open_pair(str(mine.base), str(mine.adapter))) == "owner/base"
+    monkeypatch.chdir(mine.base.parent)
+    assert base_name(open_pair("./base", "adapter")) == "./base"
+
+
+def test_an_adapter_that_is_not_finite_is_never_written(saved: Saved, tmp_path: Path) -> None:
+    session = _moved(saved, "adapter")
+    params = read_params(session.adapter())
+    next(iter(params.values()))[0, 0] = float("nan")
+    with pytest.raises(NumericalError, match="NaN"):
+        write_adapter(tmp_path, params, session.pair)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_key_that_peft_misses_is_refused_on_reading_back(saved: Saved, tmp_path: Path) -> None:
+    session = _moved(saved, "adapter")
+    out = _written(session, tmp_path / "out")
+    edit_tensors(out / WEIGHTS_FILE, lambda ts: {n: t for n, t in ts.items() if "layers.0.mlp" not in n})
+    with pytest.raises(MismatchError, match="2 missing keys"):
+        reload_error(out, session, IDS)
+    assert session.adapter()
+
+
+def test_a_key_that_peft_does_not_know_is_refused_on_reading_back(saved: Saved, tmp_path: Path) -> None:
+    session = _moved(saved, "adapter")
+    out = _written(session, tmp_path / "out")
+    edit_tensors(out / WEIGHTS_FILE, lambda ts: ts | {"elsewhere.lora_A.weight": torch.ones(2)})
+    with pytest.raises(MismatchError, match="1 unexpected keys"):
+        reload_error(out, session, IDS)
+
+
+def test_an_adapter_of_other_numbers_has_an_error(saved: Saved, tmp_path: Path) -> None:
+    session = _moved(saved, "adapter")
+    out = _written(session, tmp_path / "out")
+    edit_tensors(out / WEIGHTS_FILE, lambda ts: {n: t * 1.1 for n, t in ts.items()})
+    assert reload_error(out, session, IDS) > 1e-3
