@@ -201,8 +201,8 @@ def _write(out: Path, report: Json, config: RestoreConfig, prepared: Prepared, s
         write_adapter(folder, outcome.point.params, session.pair)
         probe = prepared.problem.drift.batches[-1].input_ids
         files = sorted(path for path in folder.iterdir() if path.is_file())
-        report["outputs"] = {path.name: {"sha256": sha256(path), "bytes": path.stat().st_size} for path in files}
-        report["outputs"]["roundtrip_max_abs_error"] = reload_error(folder, session, probe)
+        written = {path.name: {"sha256": sha256(path), "bytes": path.stat().st_size} for path in files}
+        report["outputs"] = {**written, "roundtrip_max_abs_error": reload_error(folder, session, probe)}
         report["run"] = {"started_utc": clock.started, "seconds": clock.seconds, "peak_memory_bytes": peak_memory()}
         write_bundle(folder, report, config, command_line(config))
 

@@ -341,14 +341,6 @@ def step_length(*, metric: float, bend: float, slope: float, drift: float, radiu
     return min(length, root)
 
 
-def _solve(operator: CurvatureOperator, v: Params, state: _State) -> Solution:
-    if not state.secants:
-        return operator.solve(v, state.damping)
-    lam = state.damping
-    x = two_loop(v, [(s, axpy(lam, s, y)) for s, y in state.secants], lambda q: operator.solve(q, lam).x)
-    return Solution(x, {n: v[n] - lam * x[n] for n in v}, None, 0, "secant")
-
-
 def _adapt(state: _State, *, accepted: bool, ratio: float) -> None:
     """Levenberg-Marquardt: more damping and a smaller region where the model was wrong, less where it was right."""
     if not accepted or ratio < 0.25:
