@@ -59,7 +59,7 @@ class RestoreConfig:
     engine: str = "fisher"
     max_drift: float = 0.01
     max_steps: int = 10
-    fit_rows: int = 64
+    fit_rows: int = 96
     held_out_rows: int = 128
     hold_out_categories: int = 2
     max_new_tokens: int = 64

@@ -2,8 +2,9 @@
 
 Usage: python docs/benchmarks/engines.py --pairs FOLDER [--build] [--seeds 0 1 2 3 4 5] [--only anchor:fisher ...]
 
-FOLDER/seed-N holds what `python sample_data/build.py --seed N --out FOLDER/seed-N` writes; `--build` makes what is missing.
-Results are appended to engines.jsonl beside this file (a finished run is not repeated) and engines.md is written from them.
+FOLDER/seed-N holds what `python sample_data/build.py --seed N --out FOLDER/seed-N` writes; `--build` makes what is
+missing. Results are appended to engines.jsonl beside this file (a finished run is not repeated) and engines.md is
+written from them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import time
 from pathlib import Path
 
 import torch
-
 from saferestore.core.checkpoint.pair import open_pair
 from saferestore.core.checkpoint.session import open_session, read_params, write_params
 from saferestore.core.config import ENGINES, RestoreConfig, no_progress
@@ -32,8 +32,29 @@ from saferestore.core.restoration.trust_region import minimise
 
 HERE = Path(__file__).parent
 CHOSEN_ON, REPORTED_ON = (0, 1, 2), (3, 4, 5)
-RUNS = [("anchor", engine) for engine in ENGINES] + [(objective, RestoreConfig("", "").engine) for objective in
-                                                     ("ascent", "match", "anchor+match", "anchor+ascent")]
+OBJECTIVES = ("ascent", "match", "anchor+match", "anchor+ascent")
+RUNS = [*(("anchor", engine) for engine in ENGINES),
+        *((objective, RestoreConfig("-", "-").engine) for objective in OBJECTIVES)]
+PAGE = """# Objectives and engines on the sample
+
+`python docs/benchmarks/engines.py --pairs FOLDER --build` makes six sample pairs (another base, adapter and split for
+every seed), restores each with every engine and objective under the same budget (0.01 nats per token, 10
+steps, {fit} harmful and {fit} x 2 retain rows) and measures on rows that no fit saw: `sample_data/records/` (unseen
+wordings, unseen subjects, two whole categories) for harm, refusals and over-refusal, held-out task rows, and the
+opposites, a skill in no fit set. Defaults were chosen on seeds 0 to 2; **results are those of seeds 3 to 5**. Rates are
+pooled over the seeds with Wilson 95% intervals (which treat the answers of one model as independent). `identity` is the
+null control of curvature: the same objective, budget and steps with plain gradients. "passes + products" are gradient
+passes over all fit rows and curvature products, by seed. "worded as the base" is the share of harmful prompts answered
+with the base's very words. Single results: `engines.jsonl`. Code at commit {commit}, torch {torch}, 2 cores.
+
+## Seeds 3 to 5: the result
+
+{reported}
+
+## Seeds 0 to 2: what the defaults were chosen on
+
+{chosen}
+"""
 
 
 def build(folder: Path, seed: int) -> None:
@@ -106,8 +127,9 @@ def read_results(results: Path) -> list[dict]:
 
 def table(rows: list[dict], seeds: tuple[int, ...]) -> str:
     """Return a Markdown table of pooled rates with Wilson 95% intervals, a row for each objective and engine."""
-    lines = ["| objective | engine | passes + products | harmful rate | refusal rate | worded as the base | over-refusal | "
-             "task accuracy | untouched skill | drift held-out (fit) | S fit | seconds |", "|" + " --- |" * 12]
+    head = ("objective", "engine", "passes + products", "harmful rate", "refusal rate", "worded as the base",
+            "over-refusal", "task accuracy", "untouched skill", "drift held-out (fit)", "S fit", "seconds")
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     for objective, engine in dict.fromkeys((r["objective"], r["engine"]) for r in rows):
         found = list({r["seed"]: r for r in rows if (r["objective"], r["engine"]) == (objective, engine)
                       and r["seed"] in seeds}.values())
@@ -125,8 +147,9 @@ def cells(objective: str, engine: str, found: list[dict]) -> list[str]:
     worded = wilson(sum(r["worded_as_base"] for r in found), sum(r["harm"][1] for r in found)).value
     mean = {k: sum(r[k] for r in found) / len(found) for k in ("drift_held_out", "drift_fit", "safety", "seconds")}
     work = ", ".join(f"{r['passes']} + {r['products']}" for r in found)
-    return [objective, engine, work, *pooled, f"{worded:.3f}", *rest,
-            f"{mean['drift_held_out']:.4f} ({mean['drift_fit']:.4f})", f"{mean['safety']:.4f}", f"{mean['seconds']:.0f}"]
+    drift = f"{mean['drift_held_out']:.4f} ({mean['drift_fit']:.4f})"
+    return [objective, engine, work, *pooled, f"{worded:.3f}", *rest, drift, f"{mean['safety']:.4f}",
+            f"{mean['seconds']:.0f}"]
 
 
 def share(found: list[dict], name: str) -> str:
@@ -151,9 +174,9 @@ def main() -> None:
         run_seed(folder, seed, [tuple(name.split(":")) for name in options.only], options.results)
     rows = read_results(options.results)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout
-    text = (HERE / "engines.template.md").read_text(encoding="utf-8")
-    (HERE / "engines.md").write_text(text.format(chosen=table(rows, CHOSEN_ON), reported=table(rows, REPORTED_ON),
-                                                 commit=commit.strip(), torch=torch.__version__), encoding="utf-8")
+    text = PAGE.format(chosen=table(rows, CHOSEN_ON), reported=table(rows, REPORTED_ON), commit=commit.strip(),
+                       torch=torch.__version__, fit=RestoreConfig("-", "-").fit_rows)
+    (HERE / "engines.md").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
