@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 from report_cases import ROOT
-from safetensors.torch import load_file, save_file
 from saferestore.cli.app import run
 from saferestore.core.report.schema import validate
+from safetensors.torch import load_file, save_file
 
 SAMPLE = ROOT / "sample_data"
 TASK = str(SAMPLE / "records" / "task.jsonl")

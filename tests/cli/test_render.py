@@ -38,8 +38,8 @@ def test_everything_asked_for_is_shown(capsys: pytest.CaptureFixture[str]) -> No
     for expected in ("restored (exit 0)", "base", "tuned", "restored", "harmful answers", "refusals", "coherent",
                      "over-refusals", "task accuracy", "untouched skill", "harmful loss", "task loss",
                      "97.7% (94.7-100)", "0.0041 (0.0032-0.0053) of 0.01 nats/token",
-                     "the objective reached the base's own value", "6 gradient passes", "0.73 GB", "scale", "random", "identity", "this restoration",
-                     "model.layers.1.self_attn.q_proj", "█"):
+                     "the objective reached the base's own value", "6 gradient passes", "0.73 GB",
+                     "scale", "random", "identity", "this restoration", "model.layers.1.self_attn.q_proj", "█"):
         assert expected in text
 
 
