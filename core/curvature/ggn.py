@@ -12,9 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
 
 from ..checkpoint.session import LiveModel
+from ..data.batches import Batch
 from ..losses import Loss, answer_logits
 from ..params import Params, axpy, zeros
 
@@ -29,8 +31,22 @@ class _Linearised:
     weight: float
 
 
+class _AnswerLogits(nn.Module):
+    """A model's answer logits as a module, so that `functional_call` can put other parameters in its place."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Batch) -> Tensor:
+        return answer_logits(self.model, batch).logits
+
+
 class GaussNewton:
     """The Gauss-Newton matrix of a sum of losses at the model's parameters when it was made.
+
+    It differentiates copies of the adapter parameters, so that it stays at its point, and a kept graph stays valid,
+    while steps are tried on the model in place.
 
     Attributes:
         products: Products done so far.
@@ -39,8 +55,11 @@ class GaussNewton:
     """
 
     def __init__(self, live: LiveModel, losses: Sequence[Loss], *, keep_graph: bool) -> None:
-        """Linearise at the present parameters; they must not change while this object is used."""
-        self._live = live
+        """Linearise at the present parameters."""
+        full_name = {id(parameter): f"model.{name}" for name, parameter in live.model.named_parameters()}
+        self._point = {name: leaf.detach().clone().requires_grad_() for name, leaf in live.leaves.items()}
+        self._placed = {full_name[id(leaf)]: self._point[name] for name, leaf in live.leaves.items()}
+        self._module = _AnswerLogits(live.model)
         self._work = [(loss, number) for loss in losses for number in range(len(loss.batches))
                       if loss.token_weight > 0]
         self.keep_graph = keep_graph
@@ -48,9 +67,9 @@ class GaussNewton:
         self.products = 0
 
     def _linearise(self, loss: Loss, number: int) -> _Linearised:
-        logits = answer_logits(self._live.model, loss.batches[number]).logits
+        logits = functional_call(self._module, self._placed, (loss.batches[number],))
         dummy = torch.zeros_like(logits, requires_grad=True)
-        pullback = torch.autograd.grad(logits, list(self._live.leaves.values()), dummy, create_graph=True,
+        pullback = torch.autograd.grad(logits, list(self._point.values()), dummy, create_graph=True,
                                        allow_unused=True, materialize_grads=True)
         return _Linearised(logits, dummy, pullback, loss.token_weight)
 
@@ -64,7 +83,7 @@ class GaussNewton:
         return total
 
     def _one(self, piece: _Linearised, v: Params) -> Params:
-        names, leaves = list(self._live.leaves), list(self._live.leaves.values())
+        names, leaves = list(self._point), list(self._point.values())
         directional = torch.autograd.grad(piece.pullback, piece.dummy, [v[name] for name in names],
                                           retain_graph=True)[0]
         weighted = _softmax_hessian(piece.logits.detach(), directional) * piece.weight

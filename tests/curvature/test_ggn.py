@@ -77,3 +77,12 @@ def test_a_parameter_that_no_row_reaches_has_zero_curvature(keep_graph: bool):
     found = GaussNewton(live, [cross_entropy("ce", batches)], keep_graph=keep_graph).matvec(v)
     assert float(found["idle.lora_A.weight"].abs().max()) == 0
     assert float(found["model.layers.0.self_attn.q_proj.lora_A.weight"].abs().max()) > 0
+
+
+@pytest.mark.parametrize("keep_graph", [True, False])
+def test_the_matrix_stays_that_of_its_point_while_the_model_moves(keep_graph: bool):
+    live, batches = live_model(), ragged_batches()
+    exact, v = dense.gauss_newton(live, batches), vector_like(live.leaves, seed=1)
+    operator = GaussNewton(live, [cross_entropy("ce", batches)], keep_graph=keep_graph)
+    write_params(live, moved(live, by=0.5, seed=4))
+    assert dense.relative_error(dense.flat(operator.matvec(v)), exact @ dense.flat(v)) < 1e-8

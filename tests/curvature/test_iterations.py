@@ -9,7 +9,7 @@ import pytest
 import torch
 from saferestore.core.curvature.cg import ConjugateGradients
 from saferestore.core.curvature.ggn import GaussNewton
-from saferestore.core.curvature.lbfgs import LBFGS, two_loop
+from saferestore.core.curvature.lbfgs import LBFGS, scaled_identity, two_loop
 from saferestore.core.losses import cross_entropy
 from saferestore.core.params import Params
 from torch import Tensor
@@ -136,15 +136,15 @@ def test_the_two_loop_recursion_is_the_bfgs_matrix_of_its_pairs():
     pairs = [(s, dense.unflat(matrix @ dense.flat(s), SHAPES)) for s in (vector_like(SHAPES, seed=k) for k in range(4))]
     v = vector_like(SHAPES, seed=9)
     h = _dense_bfgs([(dense.flat(s), dense.flat(y)) for s, y in pairs])
-    torch.testing.assert_close(dense.flat(two_loop(v, pairs)), h @ dense.flat(v))
-    assert two_loop(v, []) is v
+    torch.testing.assert_close(dense.flat(two_loop(v, pairs, scaled_identity(pairs))), h @ dense.flat(v))
+    assert two_loop(v, [], scaled_identity([])) is v
 
 
 def test_the_last_pair_is_met_exactly():
     matrix = _ill_conditioned().matrix + torch.eye(20, dtype=torch.float64)
     pairs = [(s, dense.unflat(matrix @ dense.flat(s), SHAPES)) for s in (vector_like(SHAPES, seed=k) for k in range(3))]
     s, y = pairs[-1]
-    torch.testing.assert_close(dense.flat(two_loop(y, pairs)), dense.flat(s))
+    torch.testing.assert_close(dense.flat(two_loop(y, pairs, scaled_identity(pairs))), dense.flat(s))
 
 
 def test_pairs_outlive_a_solve_and_a_change_of_damping():
