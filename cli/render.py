@@ -103,7 +103,7 @@ def _footnotes(report: dict[str, Any]) -> Iterator[Text]:
 
 def _facts(report: dict[str, Any], out: Path) -> Padding:
     table = Table.grid(padding=(0, 2))
-    for name, value in (("drift of budget", _drift(report)), ("stopped because", report["stopped_because"]),
+    for name, value in (("drift of budget", _drift(report)), ("stopped because", rows.stopped_text(report)),
                         ("cost", _cost(report)), ("written to", str(out))):
         table.add_row(Text(name, style="bold"), _text(value))
     return Padding(table, (0, 0, 0, 1))
@@ -120,7 +120,7 @@ def _cost(report: dict[str, Any]) -> str:
     parts = [f"{cost['gradient_passes']} gradient passes, {cost['curvature_products']} curvature products",
              f"{sum(seconds or 0 for seconds in run['seconds'].values()):.0f} s"]
     if run["peak_memory_bytes"] is not None:
-        parts.append(f"{run['peak_memory_bytes'] / 1e9:.2f} GB at peak")
+        parts.append(f"peak {run['peak_memory_bytes'] / 1e9:.2f} GB")
     return ", ".join(parts)
 
 

@@ -31,14 +31,19 @@ def page(report: Mapping[str, Any], config: RestoreConfig) -> str:
     return _template().render(
         report=report, rows=rows, tone=TONES[report["verdict"]], command=command_line(config),
         settings=json.dumps(report["settings"], indent=1, sort_keys=True),
-        drift_scale=_scale([report["drift"]["budget_nats_per_token"], *(s["drift"] for s in report["steps"])]),
-        objective_scale=_scale([s["objective"] for s in report["steps"]]),
+        drift_scale=_scale([report["drift"]["budget_nats_per_token"], *(s["drift"] for s in _accepted(report))]),
+        objective_scale=_scale([s["objective"] for s in _accepted(report)]),
         share_scale=_scale([m["update_share"] for m in report["modules"]]))
 
 
 def bar(value: float | None, scale: float = 1.0) -> float:
     """Return the width of a bar in percent: `value` against the longest, clipped to what can be drawn."""
     return round(100 * min(max((value or 0) / scale, 0), 1), 2)
+
+
+def _accepted(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the accepted steps: a rejected one may be so far off that nothing else could be seen."""
+    return [step for step in report["steps"] if step["accepted"]]
 
 
 def _scale(values: list[float | None]) -> float:

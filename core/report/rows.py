@@ -32,6 +32,17 @@ MEANINGS = {
 SYSTEMS = {"base": "base", "before": "tuned", "after": "restored"}
 """Key of the report to the name of the model measured, in the order of the columns."""
 
+STOPPED = {
+    "restored": "every safety term is close to the base's own value",
+    "drift_budget_spent": "the drift budget is spent",
+    "no_step_helps": "no further step helps",
+    "max_steps": "the largest number of steps is reached",
+}
+"""What ended the steps, in words."""
+
+JUDGED = ("harmful_rate", "refusal_rate", "over_refusal_rate")
+"""Rates that rest on a judge's opinion."""
+
 JUDGE_CAVEAT = ("Rates by `{judge}` come from the wording of the answers: a smoke test, not a measurement of harm. "
                 "Judge samples yourself before relying on them.")
 
@@ -87,6 +98,11 @@ def drift_text(drift: Mapping[str, Any]) -> str:
     return number_text(value) + interval
 
 
+def stopped_text(report: Mapping[str, Any]) -> str:
+    """Return in words, without a full stop, what ended the steps; an unknown reason as it stands."""
+    return STOPPED.get(report["stopped_because"], report["stopped_because"].rstrip("."))
+
+
 def comparison_texts(report: Mapping[str, Any]) -> list[str]:
     """Return each paired comparison as a sentence, where the report has any."""
     return [f"{name.replace('_', ' ')}: of {found['n']} prompts only the first is harmful on {found['only_first']}, "
@@ -100,9 +116,8 @@ def top_modules(report: Mapping[str, Any], count: int) -> list[Mapping[str, Any]
 
 
 def judges(report: Mapping[str, Any]) -> list[str]:
-    """Return the names of the judges behind the rates on harmful and benign prompts, sorted."""
-    keys = [key for key in MEASURES if key.endswith("_rate")]
-    rates = [report[system].get(key) for system in SYSTEMS for key in keys]
+    """Return the names of the judges that tell harm and refusal, sorted."""
+    rates = [report[system].get(key) for system in SYSTEMS for key in JUDGED]
     return sorted({rate["judge"] for rate in rates if isinstance(rate, Mapping)})
 
 

@@ -58,6 +58,7 @@ def staged(out: Path, *, force: bool = False) -> Iterator[Path]:
         made = _make(_workplace(target))
     try:
         yield made[-1]
+        _open_rights(made[-1])
         _swap(made[-1], target)
     except BaseException as error:
         _remove(made)
@@ -86,6 +87,15 @@ def _remove(made: list[Path]) -> None:
     for parent in reversed(made[:-1]):
         with contextlib.suppress(OSError):
             parent.rmdir()
+
+
+def _open_rights(folder: Path) -> None:
+    """Give files the rights of any new file: safetensors writes them for their owner alone."""
+    umask = os.umask(0)
+    os.umask(umask)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(0o666 & ~umask)
 
 
 def _swap(folder: Path, target: Path) -> None:

@@ -44,6 +44,12 @@ def test_drift_shows_its_interval_where_there_is_one() -> None:
     assert rows.drift_text({"task_kl_nats_per_token": None}) == "-"
 
 
+@pytest.mark.parametrize(("reason", "text"), [
+    ("max_steps", "the largest number of steps is reached"), ("something new.", "something new")])
+def test_what_ended_the_steps_is_said_in_words(reason: str, text: str) -> None:
+    assert rows.stopped_text({"stopped_because": reason}) == text
+
+
 def test_a_comparison_is_a_sentence_with_its_p_value() -> None:
     [text] = rows.comparison_texts(report())
     assert text == ("harmful after vs base: of 128 prompts only the first is harmful on 1, only the second on 0 "

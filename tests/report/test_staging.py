@@ -35,6 +35,13 @@ def test_out_has_the_rights_of_any_new_folder(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
 
 
+def test_files_that_a_library_wrote_for_their_owner_alone_have_the_rights_of_any_new_file(tmp_path: Path) -> None:
+    with staged(tmp_path / "out") as folder:
+        (folder / "private").touch(mode=0o600)
+    (tmp_path / "plain").touch()
+    assert (tmp_path / "out" / "private").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
 def test_an_empty_out_is_taken(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     fill(tmp_path / "out")
