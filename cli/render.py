@@ -38,11 +38,13 @@ def print_warnings(report: dict[str, Any]) -> None:
 
 
 def print_plan(plan: dict[str, Any]) -> None:
-    """Print what `--dry-run` found, one line a value."""
+    """Print what `--dry-run` found, one line a value, and its warnings on stderr."""
     table = _table(["plan", ""])
-    for name, value in _flat(plan):
-        table.add_row(_text(name), _text(value))
+    for name, value in _flat({key: value for key, value in plan.items() if key != "warnings"}):
+        table.add_row(_text(name.replace("_", " ")), _text(value))
     _console(sys.stdout).print(table)
+    for warning in plan.get("warnings", []):
+        _console(sys.stderr).print(_text(f"warning: {warning}", "yellow"))
 
 
 @contextlib.contextmanager
@@ -120,7 +122,7 @@ def _cost(report: dict[str, Any]) -> str:
     parts = [f"{cost['gradient_passes']} gradient passes, {cost['curvature_products']} curvature products",
              f"{sum(seconds or 0 for seconds in run['seconds'].values()):.0f} s"]
     if run["peak_memory_bytes"] is not None:
-        parts.append(f"peak {run['peak_memory_bytes'] / 1e9:.2f} GB")
+        parts.append(f"peak {size_text(run['peak_memory_bytes'])}")
     return ", ".join(parts)
 
 
@@ -154,7 +156,7 @@ def _shortened(name: str, width: int = 42) -> str:
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
     if isinstance(value, dict):
         for key, inner in value.items():
-            yield from _flat(inner, f"{name}.{key}" if name else key)
+            yield from _flat(inner, f"{name}: {key}" if name else key)
     elif isinstance(value, list):
         yield name, ", ".join(map(str, value)) or "-"
     else:
@@ -162,9 +164,17 @@ def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _quantity(name: str, value: Any) -> str:
-    if name.endswith("_bytes") and isinstance(value, int | float):
-        return f"{value / 1e9:.2f} GB"
-    return "-" if value is None else str(value)
+    if value is None or isinstance(value, bool):
+        return {None: "-", True: "yes", False: "no"}[value]
+    if "bytes" in name and isinstance(value, int | float):
+        return size_text(value)
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def size_text(count: float) -> str:
+    """Return a number of bytes in the unit that leaves one to three digits before the point."""
+    power = next((p for p in (4, 3, 2, 1) if count >= 1000**p), 0)
+    return f"{count / 1000**power:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
 
 
 def _table(headers: list[str]) -> Table:

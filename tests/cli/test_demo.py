@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors import safe_open
 from saferestore.core.report.schema import validate
+from safetensors import safe_open
 
 from ..conftest import Finished
 
@@ -65,7 +65,7 @@ def test_the_adapter_is_plain_lora_of_one_rank(out: Path) -> None:
     assert config["lora_alpha"] == config["r"] and not config.get("rank_pattern") and not config.get("use_dora")
     with safe_open(out / "adapter_model.safetensors", "pt") as file:
         assert file.metadata() == {"format": "pt"}
-        assert {file.get_slice(name).get_shape()[0] for name in file.keys() if "lora_A" in name} == {config["r"]}
+        assert {file.get_slice(name).get_shape()[0] for name in list(file.keys()) if "lora_A" in name} == {config["r"]}
 
 
 def test_the_saved_command_and_settings_are_those_of_the_run(demo: Finished, out: Path) -> None:

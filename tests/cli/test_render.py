@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def test_everything_asked_for_is_shown(capsys: pytest.CaptureFixture[str]) -> No
     for expected in ("restored (exit 0)", "base", "tuned", "restored", "harmful answers", "refusals", "coherent",
                      "over-refusals", "task accuracy", "untouched skill", "harmful loss", "task loss",
                      "97.7% (94.7-100)", "0.0041 (0.0032-0.0053) of 0.01 nats/token",
-                     "the objective reached the base's own value", "6 gradient passes", "0.73 GB",
+                     "the objective reached the base's own value", "6 gradient passes", "734 MB",
                      "scale", "random", "identity", "this restoration", "model.layers.1.self_attn.q_proj", "█"):
         assert expected in text
 
@@ -83,3 +84,19 @@ def test_bars_are_drawn_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch) -> 
             progress("answers [b]of[/b] the base", 4, 4)
         assert ("answers [b]of[/b]" in stream.getvalue()) is drawn
         assert ("4/4" in stream.getvalue()) is drawn
+
+
+@pytest.mark.parametrize(("count", "text"), [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (59_768_832, "59.8 MB"),
+                                             (2.5e9, "2.5 GB"), (7e12, "7 TB")])
+def test_sizes_are_readable(count: float, text: str) -> None:
+    assert render.size_text(count) == text
+
+
+def test_a_plan_is_a_list_of_readable_values(capsys: pytest.CaptureFixture[str]) -> None:
+    render.print_plan({"base": "b", "rows": {"harmful_fit": 9600}, "bytes": {"fisher_rows": 59_768_832}, "x": None,
+                       "flag": True, "warnings": ["W_NO_TASK_ROWS: none"]})
+    captured = capsys.readouterr()
+    values = dict(re.split(r"\s{2,}", line.strip()) for line in captured.out.splitlines()[1:])
+    assert values == {"base": "b", "rows: harmful fit": "9,600", "bytes: fisher rows": "59.8 MB", "x": "-",
+                      "flag": "yes"}
+    assert captured.err == "warning: W_NO_TASK_ROWS: none\n"

@@ -79,7 +79,7 @@ def test_the_printed_configuration_is_read_back(pipeline: Pipeline, capsys: Capt
 def test_a_plan_is_printed_without_a_run(pipeline: Pipeline, capsys: Capture) -> None:
     assert run(["restore", "b", "t", "--dry-run"]) == 0
     text = capsys.readouterr().out
-    assert "memory.peak_bytes" in text and "2.00 GB" in text and "a, b" in text
+    assert "memory: peak bytes" in text and "2 GB" in text and "a, b" in text
     assert run(["restore", "b", "t", "--dry-run", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["rows"] == {"harmful": 64}
     assert [out for _, out in pipeline.called] == [None, None]
