@@ -120,10 +120,11 @@ class Point:
 
 @dataclass(frozen=True)
 class Attribution:
-    """First-order account of the path: parameter name -> fall of S and rise of D that its own change explains.
+    """Account of the path: parameter name -> fall of S and rise of D that its own change explains.
 
-    Trapezoidal sums of gradient times change along the accepted steps (integrated gradients along the path taken),
-    so that over all parameters they add up to the measured changes but for the trapezoid's error.
+    Gradient times change summed along the steps (integrated gradients along the path taken). The gradient of a step
+    is the mix of those at its ends that explains the measured change, so that the parts add up to it; an even mix
+    (the trapezoid) is off by half where one step removes most of S.
     """
 
     gain: dict[str, float]
@@ -132,14 +133,27 @@ class Attribution:
     def extended(self, here: Point, there: Point) -> Attribution:
         """Return the account with one more step of the path."""
         change = axpy(-1.0, here.params, there.params)
-        gain = _trapezoid(change, here.safety_gradient, there.safety_gradient)
-        cost = _trapezoid(change, here.drift_gradient, there.drift_gradient)
+        gain = _explained(change, here.safety_gradient, there.safety_gradient, sum(there.safety) - sum(here.safety))
+        cost = _explained(change, here.drift_gradient, there.drift_gradient, there.drift - here.drift)
         return Attribution({name: self.gain.get(name, 0.0) - gain[name] for name in gain},
                            {name: self.cost.get(name, 0.0) + cost[name] for name in cost})
 
 
-def _trapezoid(change: Params, here: Params, there: Params) -> dict[str, float]:
-    return {name: float((0.5 * (here[name] + there[name]) * change[name]).double().sum()) for name in change}
+def _explained(change: Params, here: Params, there: Params, rise: float) -> dict[str, float]:
+    """Split the measured rise of a function over the parameters that changed.
+
+    Its mean slope lies between the slopes at both ends where it curves one way. Elsewhere the nearer end is taken,
+    and what that leaves is shared out by the size of the parts.
+
+    Returns:
+        Parameter name -> its part; the parts add up to `rise`.
+    """
+    first, last = ({name: dot({name: part[name]}, {name: change[name]}) for name in change} for part in (here, there))
+    low, high = sum(first.values()), sum(last.values())
+    share = 0.5 if low == high else min(1.0, max(0.0, (high - rise) / (high - low)))
+    parts = {name: share * first[name] + (1 - share) * last[name] for name in change}
+    left, whole = rise - sum(parts.values()), sum(abs(part) for part in parts.values())
+    return {name: part + left * abs(part) / whole if whole else 0.0 for name, part in parts.items()}
 
 
 @dataclass(frozen=True)
@@ -215,7 +229,6 @@ def minimise(problem: Problem, settings: Settings, *, progress: Progress = no_pr
     for number in range(1, settings.max_steps + 1):
         progress(stage, number - 1, settings.max_steps)
         if point is feasible and is_restored(point.safety, start.safety, problem.safety, settings.near):
-            why = "restored"
             break
         if operator is None or ENGINES[settings.engine].fresh:
             operator = _operator(problem, settings, state)
@@ -234,6 +247,8 @@ def minimise(problem: Problem, settings: Settings, *, progress: Progress = no_pr
         why = "drift_budget_spent"
         inside = _pull_back(problem, settings, state, feasible, point)
         attribution, point = attribution.extended(point, inside), inside
+    if is_restored(point.safety, start.safety, problem.safety, settings.near):
+        why = "restored"
     write_params(problem.live, point.params)
     progress(stage, settings.max_steps, settings.max_steps)
     return Outcome(point, start, tuple(state.steps), why, state.cost, attribution)

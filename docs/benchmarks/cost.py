@@ -33,7 +33,7 @@ from saferestore.core.curvature.ggn import GaussNewton
 from saferestore.core.data.batches import Batch, Row, make_batches
 from saferestore.core.losses import Loss, answer_logits, cross_entropy, gradient
 from saferestore.core.params import Params, gaussian
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 PRODUCTS = 20
@@ -87,10 +87,15 @@ def forward_pass(b: Bench) -> None:
     b.loss.value(b.live.model)
 
 
+def own_loss(b: Bench, batch: Batch) -> Tensor:
+    """The loss that transformers computes of labels."""
+    return b.live.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=batch.labels).loss
+
+
 def plain_backward(b: Bench) -> None:
     """One pass of transformers' own loss and `backward`, as a training loop runs it."""
     for batch in b.batches:
-        b.live.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=batch.labels).loss.backward()
+        own_loss(b, batch).backward()
     b.live.model.zero_grad(set_to_none=True)
 
 
@@ -159,7 +164,7 @@ def training_step(b: Bench) -> None:
     """Forward, backward and AdamW on the first (longest) batch."""
     optimiser = torch.optim.AdamW(b.live.leaves.values())
     batch = b.batches[0]
-    b.live.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=batch.labels).loss.backward()
+    own_loss(b, batch).backward()
     optimiser.step()
 
 

@@ -1,0 +1,324 @@
+"""The minimiser: what every accepted step keeps to, why it stops, and what it says it cost."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from saferestore.core.checkpoint.session import read_params, write_params
+from saferestore.core.config import ENGINES
+from saferestore.core.curvature.fisher import fisher
+from saferestore.core.errors import NumericalError
+from saferestore.core.losses import (
+    AnswerLogits,
+    Loss,
+    answer_logits,
+    cross_entropy,
+    gradient,
+    kl_divergence,
+    log_probabilities,
+)
+from saferestore.core.restoration.trust_region import (
+    Attribution,
+    Outcome,
+    Point,
+    Problem,
+    Settings,
+    is_restored,
+    minimise,
+    step_length,
+)
+from torch import Tensor
+
+from .. import dense
+from ..cases import live_model, ragged_batches
+
+SAFE, RETAIN = ragged_batches(5, seed=1), ragged_batches(6, seed=2)
+
+
+def _problem(*, target: float | None = 0.0, safety: Loss | None = None) -> Problem:
+    """Learn some answers while other rows keep their distributions."""
+    live = live_model()
+    reference = log_probabilities(live.model, RETAIN)
+    drift = kl_divergence("D", RETAIN, reference.__getitem__)
+    return Problem(live, (safety or cross_entropy("anchor", SAFE, target=target),), drift)
+
+
+def _measured(problem: Problem) -> tuple[float, float]:
+    """S and D at the model's present parameters, written out."""
+    live, now = problem.live, read_params(problem.live)
+    safety = float(dense.cross_entropy(live, dense.flat(now), SAFE))
+    write_params(live, read_params(live_model()))
+    start = dense.probabilities(live, RETAIN)
+    write_params(live, now)
+    return safety, float(dense.divergence(live, dense.flat(now), RETAIN, start))
+
+
+def _same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def ran(request: pytest.FixtureRequest) -> tuple[Problem, Settings, Outcome]:
+    """A short run of every engine."""
+    problem, settings = _problem(), Settings(engine=request.param, max_drift=0.05, max_steps=4)
+    return problem, settings, minimise(problem, settings)
+
+
+def test_the_outcome_holds_the_models_parameters_and_their_measured_values(ran: tuple[Problem, Settings, Outcome]):
+    problem, _, outcome = ran
+    assert _same(outcome.point.params, read_params(problem.live))
+    safety, drift = _measured(problem)
+    assert sum(outcome.point.safety) == pytest.approx(safety, rel=1e-9)
+    assert outcome.point.drift == pytest.approx(drift, rel=1e-6)
+
+
+def test_accepted_steps_lower_the_objective_within_what_the_path_allows(ran: tuple[Problem, Settings, Outcome]):
+    _, settings, outcome = ran
+    drift = outcome.start.drift
+    accepted = [step for step in outcome.steps if step.accepted]
+    assert accepted
+    for step in accepted:
+        assert step.decrease > 0
+        assert step.drift <= max(settings.allowed(step.step), drift)
+        drift = step.drift
+
+
+def test_the_outcome_stays_within_the_budget(ran: tuple[Problem, Settings, Outcome]):
+    problem, settings, outcome = ran
+    assert outcome.point.drift <= settings.max_drift
+    assert _measured(problem)[1] <= settings.max_drift
+
+
+def test_what_the_path_allows_shrinks_to_the_budget_and_ends_there():
+    settings = Settings(max_drift=0.01, max_steps=10, path_slack=20.0)
+    allowed = [settings.allowed(number) for number in range(1, 11)]
+    assert allowed == sorted(allowed, reverse=True)
+    assert 0.01 < allowed[0] < 0.2 and allowed[6:] == [0.01] * 4
+    assert Settings(max_drift=0.01, path_slack=1.0).allowed(1) == 0.01
+
+
+def test_safety_improves_and_some_drift_is_paid_for_it(ran: tuple[Problem, Settings, Outcome]):
+    _, settings, outcome = ran
+    assert sum(outcome.point.safety) < sum(outcome.start.safety) - 0.01
+    assert 0 < outcome.point.drift <= settings.max_drift and abs(outcome.start.drift) < 1e-12
+
+
+def test_cost_counts_every_pass(ran: tuple[Problem, Settings, Outcome]):
+    _, settings, outcome = ran
+    accepted = sum(step.accepted for step in outcome.steps)
+    scores = 0 if settings.engine == "identity" else 1
+    pulled_back = outcome.stopped_because == "drift_budget_spent"
+    assert outcome.cost.score_passes == scores
+    assert outcome.cost.gradient_passes == 1 + accepted + scores + pulled_back
+    assert outcome.cost.forward_passes == len(outcome.steps) + 8 * pulled_back
+    assert (outcome.cost.curvature_products > 0) == (settings.engine in ("cg", "lbfgs"))
+    assert outcome.cost.curvature_products <= len(outcome.steps) * settings.max_products
+
+
+def test_a_rejected_attempt_raises_the_damping(ran: tuple[Problem, Settings, Outcome]):
+    *_, outcome = ran
+    for before, after in zip(outcome.steps, outcome.steps[1:], strict=False):
+        if not before.accepted:
+            assert after.damping > before.damping
+
+
+def test_engines_by_products_report_their_residual(ran: tuple[Problem, Settings, Outcome]):
+    _, settings, outcome = ran
+    for step in outcome.steps:
+        assert (step.relative_residual is not None) == (settings.engine in ("cg", "lbfgs"))
+
+
+def test_attributions_add_up_to_the_measured_changes(ran: tuple[Problem, Settings, Outcome]):
+    *_, outcome = ran
+    assert set(outcome.attribution.gain) == set(outcome.attribution.cost) == set(outcome.point.params)
+    fall = sum(outcome.start.safety) - sum(outcome.point.safety)
+    assert sum(outcome.attribution.gain.values()) == pytest.approx(fall, rel=1e-9)
+    assert sum(outcome.attribution.cost.values()) == pytest.approx(outcome.point.drift, rel=1e-9)
+
+
+def _point(x: float, value: float, slope: float) -> Point:
+    """A function of one parameter with safety = drift = `value`."""
+    params, gradient_there = ({"x": torch.tensor([t], dtype=torch.float64)} for t in (x, slope))
+    return Point(params, (value,), value, gradient_there, gradient_there)
+
+
+def test_a_step_along_which_nothing_has_a_slope_explains_nothing():
+    account = Attribution({}, {}).extended(_point(0.0, 1.0, 0.0), _point(1.0, 2.0, 0.0))
+    assert (account.gain["x"], account.cost["x"]) == (0.0, 0.0)
+
+
+def test_parts_are_the_integrated_gradients_but_for_an_error_of_second_order():
+    """f(x, y) = x^4 + x y^2 from a point along (h, 2h): its integrals by x and by y, by Gauss's rule."""
+    nodes = torch.tensor([-1.0, 0.0, 1.0]).double() * 0.6**0.5 / 2 + 0.5
+    weights = torch.tensor([5.0, 8.0, 5.0]).double() / 18
+    errors = []
+    for h in (0.4, 0.2, 0.1):
+        def point(t: float, h: float = h) -> Point:
+            x, y = 1 + t * h, 1 + 2 * t * h
+            value = torch.tensor(4 * x**3 + y**2).double(), torch.tensor(2 * x * y).double()
+            slopes = dict(zip("xy", value, strict=True))
+            return Point({"x": torch.tensor(x).double(), "y": torch.tensor(y).double()}, (x**4 + x * y**2,), 0.0,
+                         slopes, slopes)
+
+        found = Attribution({}, {}).extended(point(0.0), point(1.0)).gain["x"]
+        wanted = -h * sum(float(w * point(float(t)).safety_gradient["x"]) for t, w in zip(nodes, weights, strict=True))
+        errors.append(abs(found / wanted - 1))
+    assert errors[0] / errors[1] == pytest.approx(4, rel=0.4)
+    assert errors[1] / errors[2] == pytest.approx(4, rel=0.4)
+
+
+def test_it_stops_when_every_term_is_near_the_bases_value():
+    start = sum(minimise(_problem(), Settings(max_steps=1)).start.safety)
+    outcome = minimise(_problem(target=0.95 * start), Settings(max_drift=1.0, max_steps=30))
+    assert outcome.stopped_because == "restored"
+    assert outcome.point.safety[0] <= 0.95 * start * 1.05
+    assert len([step for step in outcome.steps if step.accepted]) < 30
+
+
+def test_restored_by_the_last_step_allowed_is_restored():
+    start = sum(minimise(_problem(), Settings(max_steps=1)).start.safety)
+    free = minimise(_problem(target=0.9 * start), Settings(max_drift=1.0, max_steps=30))
+    needed = sum(step.accepted for step in free.steps)
+    outcome = minimise(_problem(target=0.9 * start), Settings(max_drift=1.0, max_steps=needed))
+    assert (free.stopped_because, outcome.stopped_because) == ("restored", "restored")
+
+
+def test_what_is_restored_already_is_left_bit_for_bit_at_the_cost_of_one_pass():
+    problem = _problem(target=1e9)
+    before = read_params(problem.live)
+    outcome = minimise(problem, Settings())
+    assert (outcome.stopped_because, outcome.steps, outcome.cost.gradient_passes) == ("restored", (), 1)
+    assert _same(before, read_params(problem.live)) and _same(before, outcome.point.params)
+
+
+def test_zero_steps_leave_the_parameters_bit_for_bit():
+    problem = _problem()
+    before = read_params(problem.live)
+    outcome = minimise(problem, Settings(max_steps=0))
+    assert outcome.stopped_because == "max_steps" and not outcome.steps
+    assert _same(before, read_params(problem.live))
+
+
+def test_it_stops_at_the_steps_allowed():
+    outcome = minimise(_problem(), Settings(max_drift=10.0, max_steps=2))
+    assert outcome.stopped_because == "max_steps"
+    assert sum(step.accepted for step in outcome.steps) == 2
+
+
+def test_it_stops_when_the_drift_budget_is_spent():
+    outcome = minimise(_problem(), Settings(max_drift=1e-4, max_steps=60))
+    assert outcome.stopped_because == "drift_budget_spent"
+    assert 0.95e-4 < outcome.point.drift <= 1e-4
+
+
+def _false_slope(_: int, out: AnswerLogits) -> Tensor:
+    """A constant that claims a gradient."""
+    return out.logits.square().sum() - out.logits.square().sum().detach() + 1.0
+
+
+def test_it_stops_and_moves_nothing_when_no_step_helps():
+    problem = _problem(safety=Loss("false", SAFE, _false_slope, 0.0, 0.0))
+    before = read_params(problem.live)
+    outcome = minimise(problem, Settings(tries=5))
+    assert outcome.stopped_because == "no_step_helps"
+    assert [step.accepted for step in outcome.steps] == [False] * 5
+    assert _same(before, read_params(problem.live)) and _same(before, outcome.point.params)
+
+
+def test_an_attempt_that_is_not_finite_is_refused_and_shortened():
+    problem = _problem()
+    plain = problem.safety[0]
+    at_start = [answer_logits(problem.live.model, batch).logits.detach() for batch in SAFE]
+
+    def broken_further_away(number: int, out: AnswerLogits) -> Tensor:
+        near = float((out.logits.detach() - at_start[number]).abs().max()) < 0.03
+        return plain.contribution(number, out) * (1.0 if near else math.nan)
+
+    broken = replace(problem, safety=(replace(plain, contribution=broken_further_away),))
+    outcome = minimise(broken, Settings(tries=12, max_steps=1))
+    assert not outcome.steps[0].accepted and not math.isfinite(outcome.steps[0].objective)
+    assert outcome.steps[-1].accepted and math.isfinite(sum(outcome.point.safety))
+
+
+def test_a_loss_that_is_not_finite_at_the_start_is_an_error():
+    problem = _problem()
+    problem.live.model.get_base_model().model.norm.weight.data[0] = math.nan
+    with pytest.raises(NumericalError, match="`anchor`"):
+        minimise(problem, Settings())
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_huge_damping_moves_along_the_gradient(engine: str):
+    problem = _problem()
+    slope = dense.flat(gradient(problem.live, problem.safety[0])[1])  # the drift has none here
+    outcome = minimise(problem, Settings(engine=engine, damping=1e9, max_steps=1))
+    moved = dense.flat(outcome.point.params) - dense.flat(outcome.start.params)
+    assert float(moved @ -slope / (moved.norm() * slope.norm())) == pytest.approx(1, abs=1e-6)
+
+
+def test_the_first_fisher_step_is_the_dense_damped_step():
+    problem, settings = _problem(), Settings(engine="fisher", damping=3.0, max_steps=1, max_drift=100.0, seed=7)
+    rows = torch.cat(list(fisher(problem.live, [problem.drift], seed=7).rows.values()), dim=1)
+    matrix = rows.T @ rows
+    slope = dense.flat(gradient(problem.live, problem.safety[0])[1])
+    wanted = -dense.damped_solve(matrix, 3.0 * float(matrix.diagonal().mean()), slope)
+    outcome = minimise(problem, settings)
+    moved = dense.flat(outcome.point.params) - dense.flat(outcome.start.params)
+    cosine = float(moved @ wanted / (moved.norm() * wanted.norm()))
+    if outcome.steps[0].accepted:
+        assert cosine == pytest.approx(1, abs=1e-9)
+    assert outcome.steps[0].damping == pytest.approx(3.0 * float(matrix.diagonal().mean()), rel=1e-9)
+
+
+def test_the_same_seed_gives_the_same_run_bit_for_bit():
+    runs = [minimise(_problem(), Settings(max_steps=2)) for _ in range(2)]
+    assert _same(runs[0].point.params, runs[1].point.params) and runs[0].steps == runs[1].steps
+
+
+def test_low_memory_gives_the_same_run():
+    for engine in ("fisher", "cg"):
+        runs = [minimise(_problem(), Settings(engine=engine, max_steps=2, low_memory=low)) for low in (False, True)]
+        torch.testing.assert_close(dense.flat(runs[0].point.params), dense.flat(runs[1].point.params))
+
+
+def test_progress_is_told_and_ends_at_its_total():
+    seen: list[tuple[str, int, int]] = []
+    minimise(_problem(), Settings(max_steps=3), progress=lambda *call: seen.append(call), stage="here")
+    assert [call[0] for call in seen] == ["here"] * len(seen)
+    assert seen[0][1] == 0 and seen[-1][1] == seen[-1][2]
+
+
+def test_terms_are_restored_within_a_fraction_of_the_bases_value_or_of_the_start_where_that_is_zero():
+    losses = [cross_entropy("a", SAFE, target=2.0), cross_entropy("b", SAFE, target=0.0)]
+    start = (9.0, 4.0)
+    assert is_restored((2.1, 0.2), start, losses, 0.05)
+    assert not is_restored((2.11, 0.2), start, losses, 0.05)
+    assert not is_restored((2.1, 0.21), start, losses, 0.05)
+
+
+def test_the_step_length_is_the_longest_that_a_scan_finds():
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(300):
+        bend, extra, radius, drift, budget, slope = torch.rand(6, generator=generator, dtype=torch.float64).tolist()
+        slope, metric, drift = 2 * slope - 1, bend + extra, 0.9 * drift * budget
+        found = step_length(metric=metric, bend=bend, slope=slope, drift=drift, radius=0.3 * radius, budget=budget)
+        grid = torch.linspace(0, 1, 20001, dtype=torch.float64)
+        inside = 0.5 * grid**2 * metric <= 0.3 * radius
+        predicted = drift + grid * slope + 0.5 * grid**2 * bend
+        allowed = (inside & (predicted <= budget)).int().cumprod(0).bool()
+        assert found == pytest.approx(float(grid[allowed].max()), abs=1e-4)
+
+
+@pytest.mark.parametrize(("arguments", "wanted"), [
+    ((0.0, 0.0, 0.0, 0.0, 1.0, 1.0), 1.0),  # no curvature and no slope: the whole step
+    ((0.0, 0.0, 2.0, 0.0, 1.0, 1.0), 0.5),  # a slope alone
+    ((8.0, 0.0, 0.0, 0.0, 1.0, 1.0), 0.5),  # the trust region alone
+    ((8.0, 8.0, 0.0, 2.0, 1.0, 1.0), 0.5),  # over the budget already: only the region bounds
+    ((1.0, 1.0, -9.0, 0.5, 9.0, 1.0), 1.0),  # a step that lowers the drift
+])
+def test_step_lengths_at_the_edges(arguments: tuple[float, ...], wanted: float):
+    names = ("metric", "bend", "slope", "drift", "radius", "budget")
+    assert step_length(**dict(zip(names, arguments, strict=True))) == pytest.approx(wanted)
