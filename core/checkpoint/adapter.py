@@ -53,7 +53,8 @@ TENSORS_WITHOUT_LORA_FORM: dict[str, str] = {
 }
 """Parts of tensor names that say what a tensor is that no plain adapter has."""
 
-UNMERGEABLE = {"alora_invocation_tokens", "arrow_config", "monteclora_config"}
+UNMERGEABLE = {"alora_invocation_tokens", "arrow_config", "monteclora_config", "lora_bias"}
+"""Settings that PEFT cannot merge into a base either (lora_bias: where the base has no biases)."""
 
 INITIALISATIONS_KEEPING_THE_BASE = (True, False, None, "true", "false", "gaussian", "eva", "orthogonal", "mica")
 """Values of init_lora_weights under which the base's own weights are left alone.

@@ -17,7 +17,7 @@ from .adapter import LoraAdapter, Warnings
 from .quiet import quiet
 from .safetensors_files import TensorInfo
 
-FORGET = "give the base that the adapter was trained on"
+TRAINED_ON = "give the base that the adapter was trained on"
 BUFFERS = re.compile(r"(rotary_emb\.inv_freq|\.attn\.bias|\.attn\.masked_bias|\.position_ids)$")
 """Tensors that older versions of transformers saved and that no model reads."""
 
@@ -51,7 +51,8 @@ def check_adapter_fits(adapter: LoraAdapter, model: PreTrainedModel, adapter_fol
     unknown = set(adapter.factors) - present
     if unknown:
         raise MismatchError(f"{len(unknown)} of {len(adapter.factors)} adapted modules are not in the base: "
-                            f"{three(unknown)}; the base has: {three(linear_modules(model))} - {where}", hint=FORGET)
+                            f"{three(unknown)}; the base has: {three(linear_modules(model))} - {where}",
+                            hint=TRAINED_ON)
     expected = _adapted_modules(adapter_folder, model)
     absent = set(expected) - set(adapter.factors)
     left_over = set(adapter.factors) - set(expected)
@@ -70,8 +71,9 @@ def _adapted_modules(adapter_folder: Path, model: PreTrainedModel) -> dict[str, 
         try:
             inject_adapter_in_model(config, model, low_cpu_mem_usage=True)
         except ValueError as error:
-            raise MismatchError(f"PEFT finds nothing to adapt in the base: {str(error)[:200]} - {adapter_folder}",
-                                hint=FORGET) from error
+            reason = " ".join(str(error).split())[:200]
+            raise MismatchError(f"PEFT finds nothing to adapt in the base: {reason} - {adapter_folder}",
+                                hint=TRAINED_ON) from error
     return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
 
 
@@ -80,7 +82,7 @@ def _refuse_other_widths(adapter: LoraAdapter, modules: Mapping[str, LoraLayer],
         found, wanted = (a.shape[1], b.shape[0]), (modules[name].in_features, modules[name].out_features)
         if found != wanted:
             raise MismatchError(f"{name} has (in, out) = {found} in the adapter and {wanted} in the base - {where}",
-                                hint=FORGET)
+                                hint=TRAINED_ON)
 
 
 def check_same_tensors(base: Mapping[str, TensorInfo], tuned: Mapping[str, TensorInfo], tied: Collection[str]) -> None:

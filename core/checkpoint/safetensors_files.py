@@ -66,8 +66,10 @@ def _refuse_no_safetensors(folder: Path) -> NoReturn:
     if not pickles:
         raise MismatchError(f"no safetensors weights - {folder}",
                             hint=f"give a folder with {SINGLE_FILE}, or an adapter's folder")
-    command = (f'python -c "from transformers import AutoModelForCausalLM as M; '
-               f"M.from_pretrained('{folder}').save_pretrained('{folder}-safetensors')\"")
+    target = f"{folder}-safetensors"
+    command = (f'python -c "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; '
+               f"M.from_pretrained('{folder}').save_pretrained('{target}'); "
+               f"T.from_pretrained('{folder}').save_pretrained('{target}')\" and give {target}")
     raise MismatchError(f"pickled weights are never opened - {folder / pickles[0]}",
                         hint=f"if you trust the file, convert it: {command}")
 

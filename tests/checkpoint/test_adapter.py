@@ -11,6 +11,7 @@ from peft import VeraConfig, get_peft_model
 from saferestore.core.checkpoint.adapter import (
     CONFIG_FILE,
     SETTINGS_WITHOUT_LORA_FORM,
+    UNMERGEABLE,
     WEIGHTS_FILE,
     read_adapter,
     scaling,
@@ -97,8 +98,7 @@ def _refused(folder: Path, words: str) -> MismatchError:
 def test_each_setting_without_a_lora_form_is_refused_by_name(setting: str, mine: Saved) -> None:
     edit_json(mine.adapter / CONFIG_FILE, **{setting: [1]})
     error = _refused(mine.adapter, setting)
-    assert ("merge_and_unload" in error.hint) != (setting in {"alora_invocation_tokens", "arrow_config",
-                                                              "monteclora_config"})
+    assert ("merge_and_unload" in error.hint) != (setting in UNMERGEABLE)
 
 
 @pytest.mark.parametrize("start", ["pissa", "pissa_niter_4", "olora", "corda", "loftq", "lora_ga", "something new"])

@@ -1,0 +1,64 @@
+"""The commands that refusals give are run as they stand, and mend what was refused."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from saferestore.core.checkpoint.adapter import WEIGHTS_FILE
+from saferestore.core.checkpoint.pair import open_pair
+from saferestore.core.checkpoint.quiet import quiet
+from saferestore.core.checkpoint.session import open_session
+from saferestore.core.errors import MismatchError
+from safetensors.torch import load_file
+
+from .conftest import Saved
+from .tiny import logits, peft_logits, plain_logits, save_adapter
+
+
+def _run_hint(base: Path, tuned: Path) -> str:
+    """Run the Python of the refusal's hint; return the hint."""
+    with pytest.raises(MismatchError) as caught:
+        open_pair(str(base), str(tuned))
+    hint = caught.value.hint
+    assert "\n" not in hint
+    code = re.search(r'python -c "(.*?)"', hint)
+    assert code is not None
+    with quiet():
+        exec(code.group(1), {})  # noqa: S102 (what the user is told to run)
+    return hint
+
+
+def _pickle(safetensors: Path, name: str) -> None:
+    torch.save(load_file(safetensors), safetensors.with_name(name))
+    safetensors.unlink()
+
+
+@pytest.mark.parametrize("settings", [{"use_dora": True}, {"modules_to_save": ["lm_head"]}])
+def test_a_merged_adapter_is_restored_as_a_checkpoint_of_its_own(saved: Saved, tmp_path: Path,
+                                                                settings: dict[str, object]) -> None:
+    adapter = save_adapter(tmp_path / "adapter", saved.base, **settings)
+    expected = peft_logits(saved.base, adapter)
+    hint = _run_hint(saved.base, adapter)
+    merged = hint.rpartition(" ")[2]
+    pair = open_pair(str(saved.base), merged)
+    assert pair.kind == "full"
+    torch.testing.assert_close(logits(open_session(pair).adapter().model), expected, atol=1e-5, rtol=0)
+
+
+def test_a_converted_adapter_is_read(mine: Saved) -> None:
+    expected = peft_logits(mine.base, mine.adapter)
+    _pickle(mine.adapter / WEIGHTS_FILE, "adapter_model.bin")
+    _run_hint(mine.base, mine.adapter)
+    live = open_session(open_pair(str(mine.base), str(mine.adapter))).adapter()
+    torch.testing.assert_close(logits(live.model), expected, atol=1e-6, rtol=0)
+
+
+def test_a_converted_checkpoint_is_read(mine: Saved) -> None:
+    expected = plain_logits(mine.full)
+    _pickle(mine.full / "model.safetensors", "pytorch_model.bin")
+    converted = _run_hint(mine.base, mine.full).rpartition(" ")[2]
+    live = open_session(open_pair(str(mine.base), converted)).adapter()
+    assert torch.equal(logits(live.model), expected)
