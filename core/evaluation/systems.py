@@ -52,7 +52,8 @@ class Examiner:
         if not records:
             return ()
         prompts = [self.chat.prompt_ids(record)[-(self.context - self.max_new_tokens):] for record in records]
-        answers = generate(model, prompts, max_new_tokens=self.max_new_tokens, batch_size=self.batch_size,
+        # Generation keeps no graph, so more prompts fit than rows of a gradient; where not, it steps down by itself.
+        answers = generate(model, prompts, max_new_tokens=self.max_new_tokens, batch_size=4 * self.batch_size,
                            pad_id=self.chat.pad_id, eos_ids=self.chat.stop_ids, progress=self.progress, stage=stage)
         texts = [self.chat.text(answer.tokens) for answer in answers]
         return tuple(Answer(record, text, generation, judge(text))
