@@ -100,7 +100,8 @@ def drift_text(drift: Mapping[str, Any]) -> str:
 
 def stopped_text(report: Mapping[str, Any]) -> str:
     """Return in words, without a full stop, what ended the steps; an unknown reason as it stands."""
-    return STOPPED.get(report["stopped_because"], report["stopped_because"].rstrip("."))
+    reason: str = report["stopped_because"]
+    return STOPPED.get(reason, reason.rstrip("."))
 
 
 def comparison_texts(report: Mapping[str, Any]) -> list[str]:
