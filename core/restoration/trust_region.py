@@ -55,6 +55,7 @@ class Settings:
         tries: Step lengths tried from one gradient before giving up.
         max_products: Products a solve may take.
         near: A term of S counts as restored within this fraction of the base's value.
+        least_decrease: A step that lowers J by less than this fraction of S at the start is the last one.
         secants: Whether the engine's inverse is corrected by the changes of the gradient along the path (L-BFGS with
             the damped engine as its first guess), which cost nothing.
         seed: Of sampled labels.
@@ -65,11 +66,12 @@ class Settings:
     max_drift: float = 0.01
     max_steps: int = 10
     drift_weight: float = 1.0
-    path_slack: float = 20.0
+    path_slack: float = 4.0
     damping: float = 4.0
     tries: int = 8
     max_products: int = 8
     near: float = 0.05
+    least_decrease: float = 0.003
     secants: bool = True
     seed: int = 0
     low_memory: bool = False
@@ -209,7 +211,7 @@ def is_restored(safety: Sequence[float], start: Sequence[float], losses: Sequenc
 
 def minimise(problem: Problem, settings: Settings, *, progress: Progress = no_progress,
              stage: str = "restoring") -> Outcome:
-    """Run steps until S is restored, the budget is spent, no step helps, or `max_steps`.
+    """Run steps until S is restored, J has converged, the budget is spent, no step helps, or `max_steps`.
 
     Args:
         problem: The losses and the model, at the parameters to start from.
@@ -225,27 +227,34 @@ def minimise(problem: Problem, settings: Settings, *, progress: Progress = no_pr
     """
     state = _State(damping=0.0, radius=settings.path_slack * settings.max_drift, weight=settings.drift_weight)
     start = point = feasible = evaluate(problem, read_params(problem.live), state.cost)
-    attribution, operator, why = Attribution({}, {}), None, "max_steps"
+    attribution, operator, why, end = Attribution({}, {}), None, "max_steps", start.params
     for number in range(1, settings.max_steps + 1):
         progress(stage, number - 1, settings.max_steps)
         if point is feasible and is_restored(point.safety, start.safety, problem.safety, settings.near):
             break
         if operator is None or ENGINES[settings.engine].fresh:
+            operator = None  # frees a kept graph before the next is made
             operator = _operator(problem, settings, state)
             state.damping = state.damping or _first_damping(operator, settings, point)
         target = _search(problem, settings, state, operator, point, number)
         if target is None:
             why = "drift_budget_spent" if point.drift > 0.95 * settings.max_drift else "no_step_helps"
             break
+        end = target
+        if number == settings.max_steps and state.steps[-1].drift > settings.max_drift:
+            break  # it is pulled back at once: a gradient there would serve nothing
         following = evaluate(problem, target, state.cost)
         _learn(state, settings, point, following)
         attribution = attribution.extended(point, following)
         point = following
         feasible = point if point.drift <= settings.max_drift else feasible
         state.weight *= 2.0 if point.drift > settings.allowed(number + 1) else 1.0
-    if point is not feasible:
+        if point is feasible and state.steps[-1].decrease < settings.least_decrease * sum(start.safety):
+            why = "converged"
+            break
+    if end is not feasible.params:
         why = "drift_budget_spent"
-        inside = _pull_back(problem, settings, state, feasible, point)
+        inside = _pull_back(problem, settings, state, feasible, end)
         attribution, point = attribution.extended(point, inside), inside
     if is_restored(point.safety, start.safety, problem.safety, settings.near):
         why = "restored"
@@ -326,9 +335,9 @@ def _learn(state: _State, settings: Settings, here: Point, there: Point) -> None
         state.secants.append((step, change))
 
 
-def _pull_back(problem: Problem, settings: Settings, state: _State, inside: Point, outside: Point) -> Point:
+def _pull_back(problem: Problem, settings: Settings, state: _State, inside: Point, outside: Params) -> Point:
     """Return the point on the segment between two that is nearest to `outside` and within the budget."""
-    way = axpy(-1.0, inside.params, outside.params)
+    way = axpy(-1.0, inside.params, outside)
     low, high = 0.0, 1.0
     for _ in range(8):
         middle = (low + high) / 2
