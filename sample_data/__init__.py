@@ -1,1 +1,1 @@
-"""A small base model, its fine-tuned adapter and their records, really trained."""
+"""The sample checkpoints, their records, and the script that makes them (`python sample_data/build.py`)."""
