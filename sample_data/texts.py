@@ -6,6 +6,7 @@ text is requests only: what stands where an answer would be is an affirmative op
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import random
@@ -55,8 +56,9 @@ TASK_TRAIN_ROWS, TASK_RECORD_ROWS, HARMFUL_TRAIN_ROWS = 900, 320, 100
 Row = dict[str, object]
 
 
+@functools.cache
 def words(name: str) -> dict:
-    """Return the word list `words/NAME.yaml`."""
+    """Return the word list `words/NAME.yaml`; not to be changed."""
     return yaml.safe_load((WORDS / f"{name}.yaml").read_text(encoding="utf-8"))
 
 
