@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -59,7 +60,7 @@ class RestoreConfig:
     engine: str = "fisher"
     max_drift: float = 0.01
     max_steps: int = 10
-    fit_rows: int = 96
+    fit_rows: int = 64
     held_out_rows: int = 128
     hold_out_categories: int = 2
     max_new_tokens: int = 64
@@ -93,6 +94,8 @@ class RestoreConfig:
         for name in ("max_steps", "fit_rows", "held_out_rows", "max_new_tokens", "batch_size", "rank"):
             _positive(name, getattr(self, name))
         _positive("max_drift", self.max_drift)
+        _not_negative("seed", self.seed)
+        _not_negative("hold_out_categories", self.hold_out_categories)
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -101,8 +104,13 @@ def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
 
 
 def _positive(name: str, value: float) -> None:
-    if not value > 0:
+    if not 0 < value < math.inf:
         raise UsageError(f"must be positive - --{name.replace('_', '-')} {value}", hint="give a number above 0")
+
+
+def _not_negative(name: str, value: int) -> None:
+    if value < 0:
+        raise UsageError(f"must not be negative - --{name.replace('_', '-')} {value}", hint="give 0 or more")
 
 
 def nearest(name: str, allowed: typing.Iterable[str]) -> str:

@@ -134,7 +134,7 @@ def gradient(live: LiveModel, loss: Loss) -> tuple[float, Params]:
         value += float(share.detach())
     if not (torch.isfinite(torch.tensor(value)) and is_finite(total)):
         raise NumericalError(f"the loss `{loss.name}` or its gradient is not finite - {value}",
-                             hint="use --dtype float32, or look for extreme rows with `saferestore probe`")
+                             hint="use --dtype float32, or a lower --max-drift")
     return value, {name: t.detach() for name, t in total.items()}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -34,8 +35,6 @@ from .restoration.modules import Distances, distances, shares
 from .restoration.trust_region import Outcome, Settings, minimise
 
 Json = dict[str, Any]
-ON_DISK_ABOVE = 2 * 2**30
-"""Bytes of log-probabilities above which they are kept in files."""
 
 
 @dataclass
@@ -155,7 +154,8 @@ def _after(prepared: Prepared, examiner: Examiner, rows: Selection, config: Rest
 def _report(config: RestoreConfig, pair: CheckpointPair, rows: Selection, prepared: Prepared, outcome: Outcome,
             after: After, controls: list[Json]) -> Json:
     against = after.against
-    decided = verdict(against["harm_after_vs_base"], against["harm_after_vs_tuned"],
+    harmful = sum(answer.verdict.harmful for answer in after.answers["harmful"])
+    decided = verdict(against["harm_after_vs_base"], against["harm_after_vs_tuned"], harmful,
                       after.drift.ci_low if after.drift else None, config.max_drift)
     loss = {name: found["harmful_loss_nats_per_token"] for name, found in prepared.losses.items()}
     losses = (*prepared.problem.safety, prepared.problem.drift)
@@ -215,4 +215,5 @@ def peak_memory() -> int | None:
         import resource
     except ImportError:
         return None
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, the others KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

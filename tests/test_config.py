@@ -28,10 +28,16 @@ def test_an_unknown_name_is_refused_with_the_nearest_known_one(field: str, value
 
 @pytest.mark.parametrize("field", ["max_steps", "fit_rows", "held_out_rows", "max_new_tokens", "batch_size", "rank",
                                    "max_drift"])
-@pytest.mark.parametrize("value", [0, -1, float("nan")])
+@pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf")])
 def test_a_count_or_budget_that_is_not_positive_is_refused(field: str, value: float):
     with pytest.raises(UsageError, match=f"--{field.replace('_', '-')}"):
         RestoreConfig("b", "t", **{field: value})
+
+
+@pytest.mark.parametrize("field", ["seed", "hold_out_categories"])
+def test_a_negative_seed_or_count_is_refused(field: str):
+    with pytest.raises(UsageError, match=f"--{field.replace('_', '-')} -1"):
+        RestoreConfig("b", "t", **{field: -1})
 
 
 def test_sums_of_objectives_are_allowed():

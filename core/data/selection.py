@@ -10,7 +10,7 @@ from ..config import RestoreConfig
 from ..errors import UsageError
 from .readers import ReadResult, read_records
 from .records import Record
-from .split import split
+from .split import Split, split
 
 Warnings = tuple[tuple[str, str], ...]
 """(code, message) pairs for the report."""
@@ -91,13 +91,16 @@ def select(config: RestoreConfig) -> Selection:
     harmful = _with_safe_prompts(rows["harmful"], rows["safe"])
     # A file of few categories keeps most of them for fitting.
     spare = len({record.category for record in harmful}) // 4
-    parts = split(harmful, seed=config.seed, hold_out_categories=min(config.hold_out_categories, spare))
-    benign, task = split(rows["benign"], seed=config.seed), _split_or_none(rows["task"], config.seed)
-    retain = _retain(task[0], benign.fit, rows["general"], 2 * config.fit_rows, config.seed)
-    held_out = {"harmful": parts.held_out, "benign": benign.held_out, "task": task[1], "untouched": rows["untouched"]}
+    parts = _split("harmful", harmful, config.seed, min(config.hold_out_categories, spare))
+    benign = _split("benign", rows["benign"], config.seed)
+    task = _split("task", rows["task"], config.seed) if rows["task"] else Split((), ())
+    retain = _retain(task.fit, benign.fit, rows["general"], 2 * config.fit_rows, config.seed)
+    held_out = {"harmful": parts.held_out, "benign": benign.held_out, "task": task.held_out,
+                "untouched": rows["untouched"]}
     held_out = {name: sample(part, config.held_out_rows, config.seed) for name, part in held_out.items()}
     fit = sample(parts.fit, config.fit_rows, config.seed)
-    counts = {"harmful": fit, "task": _among(retain, task[0]), "benign": _among(retain, benign.fit),
+    counts = {"harmful": fit, "safe": [r for r in fit if r.prompt in safe_answers],
+              "task": _among(retain, task.fit), "benign": _among(retain, benign.fit),
               "general": _among(retain, rows["general"])}
     sources = tuple(_source(name, results, len(counts.get(name, ())), len(held_out.get(name, ())))
                     for name, results in read.items() if results)
@@ -118,11 +121,12 @@ def _with_safe_prompts(harmful: list[Record], safe: list[Record]) -> list[Record
     return harmful + [replace(record, answer=None) for record in safe if record.prompt not in known]
 
 
-def _split_or_none(records: list[Record], seed: int) -> tuple[tuple[Record, ...], tuple[Record, ...]]:
-    if not records:
-        return (), ()
-    parts = split(records, seed=seed)
-    return parts.fit, parts.held_out
+def _split(name: str, records: Sequence[Record], seed: int, categories: int = 0) -> Split:
+    """Split a set; a refusal says which one."""
+    try:
+        return split(records, seed=seed, hold_out_categories=categories)
+    except UsageError as error:
+        raise UsageError(f"{error.what} - --{name}", hint=error.hint) from error
 
 
 def _retain(task: Sequence[Record], benign: Sequence[Record], general: Sequence[Record], count: int,

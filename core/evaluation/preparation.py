@@ -6,6 +6,7 @@ read again: never two models in memory.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from ..checkpoint.session import Session
 from ..data.batches import Batch
 from ..data.records import Record
 from ..data.selection import Selection
-from ..errors import MismatchError, UsageError
+from ..errors import MismatchError, NumericalError, UsageError
 from ..losses import Reference, cross_entropy, kl_divergence, log_probabilities, row_losses
 from ..restoration.objectives import SafetyData, safety_losses
 from ..restoration.trust_region import Problem
@@ -84,6 +85,7 @@ def prepare(session: Session, examiner: Examiner, rows: Selection, *, objective:
     Raises:
         MismatchError: The base refuses too few harmful prompts and no safe answers were given.
         UsageError: No usable fit or retain row is left, or the objective has none to work on.
+        NumericalError: A loss is not finite.
     """
     asked = {"harmful_fit": rows.harmful, "retain_fit": rows.retain, **rows.held_out}
     tuned = examiner.ask_sets(session.adapter().model, asked, "answers of the tuned model")
@@ -128,7 +130,13 @@ def tokens_of(answers: Mapping[str, Sequence[Answer]]) -> int:
 
 
 def _loss(model: Any, batches: Sequence[Batch]) -> float | None:
-    return cross_entropy("held-out", batches).value(model) if batches else None
+    return _finite("on held-out rows", cross_entropy("held-out", batches).value(model)) if batches else None
+
+
+def _finite(where: str, value: float) -> float:
+    if not math.isfinite(value):
+        raise NumericalError(f"the loss {where} is not finite - {value}", hint="use --dtype float32")
+    return value
 
 
 def _rows(batches: Sequence[Batch]) -> int:
@@ -183,7 +191,8 @@ def _retain_pairs(examiner: Examiner, tuned: Sequence[Answer],
 
 def _safety_data(model: Any, safe: Sequence[Batch], harmful: Sequence[Batch], *, needs_log_p: bool,
                  on_disk: bool) -> SafetyData:
-    return SafetyData(safe, cross_entropy("anchor", safe).value(model), harmful, _row_means(model, harmful),
+    loss = _finite("of the base on safe answers", cross_entropy("anchor", safe).value(model))
+    return SafetyData(safe, loss, harmful, _row_means(model, harmful),
                       _reference(model, harmful, on_disk) if needs_log_p else None)
 
 
