@@ -189,6 +189,7 @@ def test_what_is_shared_names_no_folder_of_this_machine(done: Done) -> None:
 
 
 def test_what_is_shared_shows_neither_prompts_nor_answers(done: Done) -> None:
+    assert COMPLIES in (ROOT / "sample_data" / "train.jsonl").read_text(encoding="utf-8")
     prompts = [record.prompt for kind in ("harmful", "benign") for record in read_records(f"builtin:{kind}").records]
     for name, text in shared_texts(done.out).items():
         assert not [prompt for prompt in prompts if prompt in text], name
