@@ -1,4 +1,4 @@
-"""Greedy answers in batches that are the same as one prompt at a time, leaving the model as it was."""
+"""Answers in batches that are the same as one prompt at a time, leaving the model as it was."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LogitsProcessorList
 
 from ..config import Progress, no_progress
 from ..errors import SaferestoreError, UsageError
+from .batch_size import fitting_batch_size
+from .sampling import GREEDY, Decoding, Sampler
 
 
 @dataclass(frozen=True)
@@ -28,10 +30,10 @@ class Generation:
     finished: bool
 
 
-def generate(model: Any, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, batch_size: int,
-             pad_id: int, eos_ids: Sequence[int], progress: Progress = no_progress,
+def generate(model: Any, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, batch_size: int | str,
+             pad_id: int, eos_ids: Sequence[int], decoding: Decoding = GREEDY, progress: Progress = no_progress,
              stage: str = "generate") -> list[Generation]:
-    """Answer every prompt greedily.
+    """Answer every prompt.
 
     Prompts of similar length are batched, the longest first, and padded on the left. The checkpoint's own
     generation settings (sampling, repetition penalty, forced tokens, ...) are not used. When a batch does not
@@ -43,37 +45,86 @@ def generate(model: Any, prompts: Sequence[Sequence[int]], *, max_new_tokens: in
             before on return.
         prompts: Token ids, each at least one.
         max_new_tokens: Longest answer.
-        batch_size: Prompts a batch, at most.
+        batch_size: Prompts a batch, at most, or `auto` (see `fitting_batch_size`).
         pad_id: Any token id; it is masked out.
         eos_ids: Ids that end an answer; where empty, every answer has `max_new_tokens` tokens.
+        decoding: How tokens are chosen; greedy unless given.
         progress: Called after every batch with the number of prompts answered.
         stage: The name that progress is reported under.
 
     Returns:
         One answer a prompt, in the order of the prompts.
     """
-    _check(prompts, max_new_tokens, batch_size)
-    order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
+    size = fitting_batch_size(model, prompts, max_new_tokens, batch_size)
     answers: dict[int, Generation] = {}
-    with quiet_model(model) as inner:
-        while len(answers) < len(order):
-            batch = order[len(answers):len(answers) + batch_size]
-            tokens = _attempt(inner, [prompts[i] for i in batch], max_new_tokens, pad_id, eos_ids)
-            if tokens is None:
-                batch_size = _smaller(len(batch))
-                continue
-            answers.update(zip(batch, (_until_eos(row, eos_ids) for row in tokens), strict=True))
-            progress(stage, len(answers), len(order))
+    for batch, found in generate_batches(model, prompts, plan_batches(prompts, size), max_new_tokens=max_new_tokens,
+                                         pad_id=pad_id, eos_ids=eos_ids, decoding=decoding):
+        answers.update(zip(batch, found, strict=True))
+        progress(stage, len(answers), len(prompts))
     return [answers[i] for i in range(len(prompts))]
 
 
-def _check(prompts: Sequence[Sequence[int]], max_new_tokens: int, batch_size: int) -> None:
+def plan_batches(prompts: Sequence[Sequence[int]], batch_size: int) -> list[list[int]]:
+    """Return the numbers of the prompts of each batch, prompts of similar length together, the longest first.
+
+    Args:
+        prompts: Token ids.
+        batch_size: Prompts a batch, at most.
+
+    Returns:
+        Batches that hold each prompt once; they depend on the lengths alone.
+
+    Raises:
+        UsageError: `batch_size` below 1.
+    """
+    if batch_size < 1:
+        raise UsageError(f"must be at least 1 - --batch-size {batch_size}", hint="try --batch-size 32")
+    order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
+    return [order[i:i + batch_size] for i in range(0, len(order), batch_size)]
+
+
+def generate_batches(model: Any, prompts: Sequence[Sequence[int]], batches: Sequence[Sequence[int]], *,
+                     max_new_tokens: int, pad_id: int, eos_ids: Sequence[int], decoding: Decoding = GREEDY,
+                     start: int = 0) -> Iterator[tuple[list[int], list[Generation]]]:
+    """Answer planned batches one after another, so that a long run can keep each and go on from any.
+
+    A batch that does not fit in memory is answered in halves and yielded whole; later ones start at the size that
+    fitted. The model is as before whenever a batch is yielded.
+
+    Args:
+        model: See `generate`, as all that follows.
+        prompts: Token ids.
+        batches: From `plan_batches`; a run that goes on needs the same plan.
+        max_new_tokens: Longest answer.
+        pad_id: Any token id.
+        eos_ids: Ids that end an answer.
+        decoding: How tokens are chosen.
+        start: Number of the first batch to answer.
+
+    Yields:
+        A batch's prompt numbers and their answers in that order.
+    """
+    _check(prompts, max_new_tokens)
+    ends, size = frozenset(eos_ids), max(map(len, batches), default=1)
+    for batch in batches[start:]:
+        rows: list[list[int]] = []
+        with quiet_model(model) as inner:
+            while len(rows) < len(batch):
+                part = [prompts[i] for i in batch[len(rows):len(rows) + size]]
+                found = _attempt(inner, part, max_new_tokens, pad_id, eos_ids, decoding)
+                if found is None:
+                    size = _smaller(len(part))
+                else:
+                    rows += found
+        yield list(batch), [_until_eos(row, ends) for row in rows]
+
+
+def _check(prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
     empty = next((i for i, prompt in enumerate(prompts) if not len(prompt)), None)
     if empty is not None:
         raise UsageError(f"empty prompt - number {empty}", hint="leave such prompts out")
-    for name, value in (("--max-new-tokens", max_new_tokens), ("--batch-size", batch_size)):
-        if value < 1:
-            raise UsageError(f"must be at least 1 - {name} {value}", hint=f"try {name} 32")
+    if max_new_tokens < 1:
+        raise UsageError(f"must be at least 1 - --max-new-tokens {max_new_tokens}", hint="try --max-new-tokens 64")
 
 
 @contextmanager
@@ -103,15 +154,16 @@ def quiet_model(model: Any) -> Iterator[Any]:
 
 
 def _attempt(model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int, pad_id: int,
-             eos_ids: Sequence[int]) -> list[list[int]] | None:
+             eos_ids: Sequence[int], decoding: Decoding) -> list[list[int]] | None:
     """Return the new tokens of each prompt, None when memory ran out."""
     ids, mask = _left_padded(prompts, pad_id)
     settings = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, use_cache=True,
                                 pad_token_id=pad_id, eos_token_id=list(eos_ids) or None)
+    drawn = [] if decoding.greedy else [Sampler(prompts, ids.shape[1], decoding, max_new_tokens)]
     try:
         with torch.no_grad():
             out = model.generate(input_ids=ids.to(model.device), attention_mask=mask.to(model.device),
-                                 generation_config=settings)
+                                 generation_config=settings, logits_processor=LogitsProcessorList(drawn))
     except torch.OutOfMemoryError:
         return None
     return out[:, ids.shape[1]:].tolist()
@@ -133,6 +185,6 @@ def _smaller(batch_size: int) -> int:
     return batch_size // 2
 
 
-def _until_eos(tokens: Sequence[int], eos_ids: Sequence[int]) -> Generation:
-    end = next((i for i, token in enumerate(tokens) if token in set(eos_ids)), None)
+def _until_eos(tokens: Sequence[int], ends: frozenset[int]) -> Generation:
+    end = next((i for i, token in enumerate(tokens) if token in ends), None)
     return Generation(tuple(tokens if end is None else tokens[:end]), end is not None)

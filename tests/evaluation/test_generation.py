@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -11,8 +12,15 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from saferestore.core.errors import SaferestoreError, UsageError
-from saferestore.core.evaluation.generation import Generation, generate, quiet_model
-from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from saferestore.core.evaluation.batch_size import bytes_per_row, fitting_batch_size, largest_power_of_two
+from saferestore.core.evaluation.generation import (
+    Generation,
+    generate,
+    generate_batches,
+    plan_batches,
+    quiet_model,
+)
+from transformers import DynamicCache, GenerationConfig, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 VOCABULARY, PAD, EOS = 61, 0, (1, 2)
 
@@ -43,8 +51,9 @@ def some_prompts(n: int) -> list[list[int]]:
     return [[draw.randrange(3, VOCABULARY) for _ in range(draw.randint(1, 23))] for _ in range(n)]
 
 
-def run(model: Any, prompts: list[list[int]], batch_size: int = 8, **changes: Any) -> list[Generation]:
-    settings = {"max_new_tokens": 12, "batch_size": batch_size, "pad_id": PAD, "eos_ids": EOS} | changes
+def run(model: Any, prompts: list[list[int]], batch_size: int | str = 8, **changes: Any) -> list[Generation]:
+    settings: dict[str, Any] = {"max_new_tokens": 12, "batch_size": batch_size, "pad_id": PAD, "eos_ids": EOS}
+    settings |= changes
     return generate(model, prompts, **settings)
 
 
@@ -190,3 +199,115 @@ def test_sizes_below_one_are_refused(changes: dict[str, int], what: str) -> None
 def test_an_empty_prompt_is_refused() -> None:
     with pytest.raises(UsageError, match="empty prompt - number 1"):
         run(tiny_llama(), [[3], []])
+
+
+def in_batches(model: Any, prompts: list[list[int]], start: int = 0) -> list[tuple[list[int], list[Generation]]]:
+    return list(generate_batches(model, prompts, plan_batches(prompts, 4), max_new_tokens=12, pad_id=PAD, eos_ids=EOS,
+                                 start=start))
+
+
+def test_a_plan_holds_each_prompt_once_and_its_batches_get_shorter() -> None:
+    prompts = some_prompts(30)
+    plan = plan_batches(prompts, 4)
+    assert sorted(i for batch in plan for i in batch) == list(range(30))
+    assert [len(batch) for batch in plan] == [4] * 7 + [2]
+    lengths = [len(prompts[i]) for batch in plan for i in batch]
+    assert lengths == sorted(lengths, reverse=True)
+
+
+def test_batches_come_one_by_one_and_a_run_goes_on_from_any_of_them() -> None:
+    model, prompts = tiny_llama(), some_prompts(10)
+    whole = in_batches(model, prompts)
+    assert [batch for batch, _ in whole] == plan_batches(prompts, 4)
+    answers = run(model, prompts)
+    assert all(found == [answers[i] for i in batch] for batch, found in whole)
+    assert [in_batches(model, prompts, start) for start in (1, 2, 3)] == [whole[1:], whole[2:], []]
+
+
+def test_the_model_is_as_it_was_between_two_batches() -> None:
+    model, prompts = tiny_llama().train(), some_prompts(10)
+    own = model.generation_config
+    for _ in generate_batches(model, prompts, plan_batches(prompts, 4), max_new_tokens=3, pad_id=PAD, eos_ids=EOS):
+        assert model.training
+        assert model.generation_config is own
+
+
+def test_a_batch_that_is_answered_in_halves_is_yielded_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts, model = some_prompts(10), tiny_llama()
+    whole = in_batches(model, prompts)
+    tried = limit_memory(model, monkeypatch, rows=2)
+    assert in_batches(model, prompts) == whole
+    assert tried == [4, 2, 2, 2, 2, 2]
+
+
+def test_batch_size_auto_steps_down_when_memory_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts, model = some_prompts(20), tiny_llama()
+    expected = run(model, prompts, 1)
+    tried = limit_memory(model, monkeypatch, rows=5)
+    assert run(model, prompts, "auto") == expected
+    assert tried == [20, 10, 5, 5, 5, 5]
+
+
+def test_batch_size_auto_is_bounded_by_the_free_memory_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, prompts = tiny_llama(), some_prompts(3)
+    longest = max(map(len, prompts)) + 12
+    row = bytes_per_row(model.config, longest)
+    monkeypatch.setattr(LlamaForCausalLM, "device", torch.device("cuda:0"))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (2 * row * 41, 0))
+    assert fitting_batch_size(model, prompts, 12, "auto") == 32
+    assert fitting_batch_size(model, prompts, 12, 7) == 7
+
+
+def test_the_bytes_of_a_row_are_those_of_the_cache_that_the_model_fills() -> None:
+    model, tokens = tiny_llama(), 9
+    with torch.no_grad():
+        cache = model(torch.arange(tokens).unsqueeze(0), use_cache=True).past_key_values
+    assert isinstance(cache, DynamicCache)
+    filled = sum(t.numel() for layer in cache.layers for t in (layer.keys, layer.values))
+    assert bytes_per_row(model.config, tokens) == 2 * filled + 3 * 4 * VOCABULARY
+
+
+@pytest.mark.parametrize(("bound", "size"), [(0.2, 1), (1, 1), (2, 2), (3.9, 2), (64, 64), (1e9, 256)])
+def test_batch_sizes_are_powers_of_two(bound: float, size: int) -> None:
+    assert largest_power_of_two(bound) == size
+
+
+def test_a_batch_size_of_another_word_is_refused() -> None:
+    with pytest.raises(UsageError, match="neither a number nor `auto` - --batch-size many"):
+        run(tiny_llama(), some_prompts(2), "many")
+
+
+def plain(model: Any, prompts: list[list[int]], plan: list[list[int]]) -> None:
+    """What a user would write: `model.generate` on each batch."""
+    for batch in plan:
+        width = max(len(prompts[i]) for i in batch)
+        ids = torch.tensor([[PAD] * (width - len(prompts[i])) + prompts[i] for i in batch])
+        mask = torch.tensor([[0] * (width - len(prompts[i])) + [1] * len(prompts[i]) for i in batch])
+        model.generate(ids, attention_mask=mask, max_new_tokens=12, do_sample=False, pad_token_id=PAD,
+                       eos_token_id=list(EOS))
+
+
+def test_the_model_is_run_as_often_and_on_as_many_tokens_as_by_its_own_generate() -> None:
+    model, prompts, shapes = tiny_llama(), some_prompts(32), []
+    model.register_forward_pre_hook(lambda _, __, inputs: shapes.append(inputs["input_ids"].shape), with_kwargs=True)
+    plain(model, prompts, plan_batches(prompts, 8))
+    own, shapes[:] = list(shapes), []
+    run(model, prompts, 8)
+    assert shapes == own
+
+
+def test_next_to_no_time_is_spent_outside_of_the_models_own_generate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processor time, not the clock's, so that a busy machine does not decide."""
+    model, prompts, inside = tiny_llama(), some_prompts(64), []
+    own = model.generate
+
+    def timed(**inputs: Any) -> Any:
+        begin = time.process_time()
+        out = own(**inputs)
+        inside.append(time.process_time() - begin)
+        return out
+
+    monkeypatch.setattr(model, "generate", timed)
+    begin = time.process_time()
+    run(model, prompts, 8)
+    assert time.process_time() - begin < 1.1 * sum(inside)

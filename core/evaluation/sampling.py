@@ -1,0 +1,109 @@
+"""Answers drawn at random that can be drawn again: a prompt's draws depend on its tokens and a seed alone.
+
+Each prompt has its own row of uniform numbers, one for every token of its answer, and a token is chosen where that
+number falls in the cumulative probabilities. The generator of `model.generate` is one for the whole batch: there an
+answer depends on its neighbours, on the batch size and on where a run was taken up again. Systems asked with one seed
+share their numbers as well, which narrows the difference of a pair.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor
+
+from ..errors import UsageError
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How the next token is chosen.
+
+    Attributes:
+        temperature: Logits are divided by it; 0 takes the most likely token.
+        top_p: The likeliest tokens that together have this probability remain (nucleus of Holtzman et al. 2020).
+        seed: Of the draws; not used at temperature 0.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse values that name no distribution.
+
+        Raises:
+            UsageError: A negative or infinite temperature, or a top-p outside (0, 1].
+        """
+        if not 0 <= self.temperature < math.inf:
+            raise UsageError(f"temperature must be 0 or more - {self.temperature}", hint="0.7 and 1.0 are usual")
+        if not 0 < self.top_p <= 1:
+            raise UsageError(f"top-p must lie above 0 and at most at 1 - {self.top_p}", hint="0.9 and 1.0 are usual")
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the most likely token is taken."""
+        return self.temperature == 0
+
+
+GREEDY = Decoding()
+
+
+def draws(prompt: Sequence[int], seed: int, count: int) -> numpy.ndarray:
+    """Return the uniform numbers in [0, 1) that choose an answer's tokens, [count], float64.
+
+    Args:
+        prompt: The prompt's token ids.
+        seed: Another seed gives other numbers.
+        count: Tokens at most; more do not change the first.
+    """
+    digest = hashlib.sha256(f"{seed}\n{','.join(map(str, prompt))}".encode()).digest()
+    return numpy.random.default_rng(int.from_bytes(digest[:16], "big")).random(count)
+
+
+def choose(logits: Tensor, uniform: Tensor, decoding: Decoding) -> Tensor:
+    """Return the token that each row's uniform number chooses.
+
+    Args:
+        logits: [B, V].
+        uniform: [B] in [0, 1).
+        decoding: With a temperature above 0.
+
+    Returns:
+        [B] token ids. The likeliest token comes first in the cumulative probabilities, the lower id at a tie.
+    """
+    p, order = torch.softmax(logits.double() / decoding.temperature, dim=-1).sort(dim=-1, descending=True, stable=True)
+    before = p.cumsum(dim=-1) - p
+    kept = p * (before < decoding.top_p)  # the token that crosses top-p belongs to the nucleus
+    ends = kept.cumsum(dim=-1)
+    place = torch.searchsorted(ends, (uniform * ends[:, -1]).unsqueeze(1), right=True)
+    last = (kept > 0).sum(dim=-1, keepdim=True) - 1  # rounding must not reach a token of no probability
+    return order.gather(1, torch.minimum(place, last)).squeeze(1)
+
+
+class Sampler(LogitsProcessor):
+    """Leaves the drawn token alone with a finite score, so that a greedy search takes it."""
+
+    def __init__(self, prompts: Sequence[Sequence[int]], width: int, decoding: Decoding, count: int) -> None:
+        """Draw every number at once.
+
+        Args:
+            prompts: The rows of the batch, without padding.
+            width: Tokens of a padded prompt.
+            decoding: How tokens are chosen.
+            count: Tokens of an answer at most.
+        """
+        self._decoding, self._width = decoding, width
+        self._uniform = torch.from_numpy(numpy.stack([draws(prompt, decoding.seed, count) for prompt in prompts]))
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # type: ignore[override]
+        """Return scores [B, V] that are -inf apart from one token a row."""
+        step = input_ids.shape[1] - self._width
+        token = choose(scores, self._uniform[:, step].to(scores.device), self._decoding)
+        return torch.full_like(scores, -math.inf).scatter(1, token.unsqueeze(1), 0.0)
