@@ -2,6 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+PRECEDENCE = (130, 1, 2, 5, 3, 4, 0)
+"""Exit codes, the one that wins first."""
+
+
+def strongest(codes: Iterable[int]) -> int:
+    """Return the exit code that wins over the others.
+
+    Args:
+        codes: Exit codes of the parts of a run; none at all counts as 0.
+
+    Returns:
+        The one that comes first in `PRECEDENCE`; a code that is not listed there counts as 1.
+    """
+    known = [code if code in PRECEDENCE else 1 for code in codes]
+    return min(known, key=PRECEDENCE.index, default=0)
+
 
 class SaferestoreError(Exception):
     """A failure with a remedy, shown as two lines (`error:` and `hint:`) and an exit code.

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from ..errors import PRECEDENCE, strongest
+
+__all__ = ["EXIT_CODES", "PRECEDENCE", "VERDICTS", "WRITTEN", "strongest"]
 
 VERDICTS = {"restored": 0, "partial": 4, "unchanged": 3, "refused": 1}
 """Exit code of each verdict of `restore` where no gate is given."""
-
-PRECEDENCE = (130, 1, 2, 5, 3, 4, 0)
-"""Exit codes, the one that wins first."""
 
 EXIT_CODES = {
     0: "done; the gate passed or none was asked for",
@@ -23,16 +22,3 @@ EXIT_CODES = {
 
 WRITTEN = (0, 3, 4)
 """Exit codes with which OUT is written; with any other nothing stands there."""
-
-
-def strongest(codes: Iterable[int]) -> int:
-    """Return the exit code that wins over the others.
-
-    Args:
-        codes: Exit codes of the parts of a run; none at all counts as 0.
-
-    Returns:
-        The one that comes first in `PRECEDENCE`; a code that is not listed there counts as 1.
-    """
-    known = [code if code in PRECEDENCE else 1 for code in codes]
-    return min(known, key=PRECEDENCE.index, default=0)
