@@ -1,0 +1,1 @@
+"""Rules on what was measured, decided three ways: pass, fail, inconclusive."""
