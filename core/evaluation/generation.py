@@ -16,6 +16,8 @@ from ..errors import SaferestoreError, UsageError
 from .batch_size import fitting_batch_size
 from .sampling import GREEDY, Decoding, Sampler
 
+Decodings = Decoding | Sequence[Decoding]
+
 
 @dataclass(frozen=True)
 class Generation:
@@ -31,7 +33,7 @@ class Generation:
 
 
 def generate(model: Any, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, batch_size: int | str,
-             pad_id: int, eos_ids: Sequence[int], decoding: Decoding = GREEDY, progress: Progress = no_progress,
+             pad_id: int, eos_ids: Sequence[int], decoding: Decodings = GREEDY, progress: Progress = no_progress,
              stage: str = "generate") -> list[Generation]:
     """Answer every prompt.
 
@@ -48,7 +50,7 @@ def generate(model: Any, prompts: Sequence[Sequence[int]], *, max_new_tokens: in
         batch_size: Prompts a batch, at most, or `auto` (see `fitting_batch_size`).
         pad_id: Any token id; it is masked out.
         eos_ids: Ids that end an answer; where empty, every answer has `max_new_tokens` tokens.
-        decoding: How tokens are chosen; greedy unless given.
+        decoding: How tokens are chosen, for all prompts or one a prompt; greedy unless given.
         progress: Called after every batch with the number of prompts answered.
         stage: The name that progress is reported under.
 
@@ -84,7 +86,7 @@ def plan_batches(prompts: Sequence[Sequence[int]], batch_size: int) -> list[list
 
 
 def generate_batches(model: Any, prompts: Sequence[Sequence[int]], batches: Sequence[Sequence[int]], *,
-                     max_new_tokens: int, pad_id: int, eos_ids: Sequence[int], decoding: Decoding = GREEDY,
+                     max_new_tokens: int, pad_id: int, eos_ids: Sequence[int], decoding: Decodings = GREEDY,
                      start: int = 0) -> Iterator[tuple[list[int], list[Generation]]]:
     """Answer planned batches one after another, so that a long run can keep each and go on from any.
 
@@ -105,13 +107,15 @@ def generate_batches(model: Any, prompts: Sequence[Sequence[int]], batches: Sequ
         A batch's prompt numbers and their answers in that order.
     """
     _check(prompts, max_new_tokens)
+    how = [decoding] * len(prompts) if isinstance(decoding, Decoding) else decoding
     ends, size = frozenset(eos_ids), max(map(len, batches), default=1)
     for batch in batches[start:]:
         rows: list[list[int]] = []
         with quiet_model(model) as inner:
             while len(rows) < len(batch):
-                part = [prompts[i] for i in batch[len(rows):len(rows) + size]]
-                found = _attempt(inner, part, max_new_tokens, pad_id, eos_ids, decoding)
+                part = batch[len(rows):len(rows) + size]
+                found = _attempt(inner, [prompts[i] for i in part], max_new_tokens, pad_id, eos_ids,
+                                 [how[i] for i in part])
                 if found is None:
                     size = _smaller(len(part))
                 else:
@@ -154,12 +158,13 @@ def quiet_model(model: Any) -> Iterator[Any]:
 
 
 def _attempt(model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int, pad_id: int,
-             eos_ids: Sequence[int], decoding: Decoding) -> list[list[int]] | None:
+             eos_ids: Sequence[int], decodings: Sequence[Decoding]) -> list[list[int]] | None:
     """Return the new tokens of each prompt, None when memory ran out."""
     ids, mask = _left_padded(prompts, pad_id)
     settings = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, use_cache=True,
                                 pad_token_id=pad_id, eos_token_id=list(eos_ids) or None)
-    drawn = [] if decoding.greedy else [Sampler(prompts, ids.shape[1], decoding, max_new_tokens)]
+    greedy = all(how.greedy for how in decodings)
+    drawn = [] if greedy else [Sampler(prompts, decodings, ids.shape[1], max_new_tokens)]
     try:
         with torch.no_grad():
             out = model.generate(input_ids=ids.to(model.device), attention_mask=mask.to(model.device),

@@ -67,43 +67,52 @@ def draws(prompt: Sequence[int], seed: int, count: int) -> numpy.ndarray:
     return numpy.random.default_rng(int.from_bytes(digest[:16], "big")).random(count)
 
 
-def choose(logits: Tensor, uniform: Tensor, decoding: Decoding) -> Tensor:
+def choose(logits: Tensor, uniform: Tensor, temperature: Tensor, top_p: Tensor) -> Tensor:
     """Return the token that each row's uniform number chooses.
 
     Args:
         logits: [B, V].
         uniform: [B] in [0, 1).
-        decoding: With a temperature above 0.
+        temperature: [B], each above 0.
+        top_p: [B], each in (0, 1].
 
     Returns:
         [B] token ids. The likeliest token comes first in the cumulative probabilities, the lower id at a tie.
     """
-    p, order = torch.softmax(logits.double() / decoding.temperature, dim=-1).sort(dim=-1, descending=True, stable=True)
+    scaled = logits.double() / temperature.unsqueeze(1)
+    p, order = torch.softmax(scaled, dim=-1).sort(dim=-1, descending=True, stable=True)
     before = p.cumsum(dim=-1) - p
-    kept = p * (before < decoding.top_p)  # the token that crosses top-p belongs to the nucleus
+    kept = p * (before < top_p.unsqueeze(1))  # the token that crosses top-p belongs to the nucleus
     ends = kept.cumsum(dim=-1)
     place = torch.searchsorted(ends, (uniform * ends[:, -1]).unsqueeze(1), right=True)
     last = (kept > 0).sum(dim=-1, keepdim=True) - 1  # rounding must not reach a token of no probability
-    return order.gather(1, torch.minimum(place, last)).squeeze(1)
+    return order.gather(1, torch.minimum(place, last).clamp(min=0)).squeeze(1)  # below 0 where logits are NaN
 
 
 class Sampler(LogitsProcessor):
-    """Leaves the drawn token alone with a finite score, so that a greedy search takes it."""
+    """Leaves the drawn token alone with a finite score, so that a greedy search takes it.
 
-    def __init__(self, prompts: Sequence[Sequence[int]], width: int, decoding: Decoding, count: int) -> None:
+    Rows may differ in how they are decoded; a greedy one draws 0, which is the likeliest token.
+    """
+
+    def __init__(self, prompts: Sequence[Sequence[int]], decodings: Sequence[Decoding], width: int, count: int) -> None:
         """Draw every number at once.
 
         Args:
             prompts: The rows of the batch, without padding.
+            decodings: How each row is decoded.
             width: Tokens of a padded prompt.
-            decoding: How tokens are chosen.
             count: Tokens of an answer at most.
         """
-        self._decoding, self._width = decoding, width
-        self._uniform = torch.from_numpy(numpy.stack([draws(prompt, decoding.seed, count) for prompt in prompts]))
+        rows = [numpy.zeros(count) if how.greedy else draws(prompt, how.seed, count)
+                for prompt, how in zip(prompts, decodings, strict=True)]
+        self._width, self._uniform = width, torch.from_numpy(numpy.stack(rows))
+        self._temperature = torch.tensor([how.temperature or 1.0 for how in decodings], dtype=torch.float64)
+        self._top_p = torch.tensor([how.top_p for how in decodings], dtype=torch.float64)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # type: ignore[override]
         """Return scores [B, V] that are -inf apart from one token a row."""
-        step = input_ids.shape[1] - self._width
-        token = choose(scores, self._uniform[:, step].to(scores.device), self._decoding)
-        return torch.full_like(scores, -math.inf).scatter(1, token.unsqueeze(1), 0.0)
+        logits = scores.cpu() if scores.device.type == "mps" else scores  # there are no float64 numbers on mps
+        uniform = self._uniform[:, input_ids.shape[1] - self._width]
+        token = choose(logits, *(part.to(logits.device) for part in (uniform, self._temperature, self._top_p)))
+        return torch.full_like(scores, -math.inf).scatter(1, token.unsqueeze(1).to(scores.device), 0.0)

@@ -33,7 +33,8 @@ def nucleus(logits: list[float], temperature: float, top_p: float) -> dict[int, 
 def test_tokens_are_chosen_as_often_as_their_probability(temperature: float, top_p: float) -> None:
     n = 20_000
     uniform = torch.from_numpy(numpy.random.default_rng(0).random(n))
-    tokens = choose(torch.tensor([LOGITS]).expand(n, -1), uniform, Decoding(temperature, top_p))
+    tokens = choose(torch.tensor([LOGITS]).expand(n, -1), uniform, torch.full([n], temperature),
+                    torch.full([n], top_p).double())
     expected = nucleus(LOGITS, temperature, top_p)
     counts = numpy.bincount(tokens.numpy(), minlength=len(LOGITS))
     assert {i for i, count in enumerate(counts) if count} == set(expected)
@@ -45,7 +46,12 @@ def test_tokens_are_chosen_as_often_as_their_probability(temperature: float, top
 def test_the_ends_of_the_unit_interval_choose_tokens_that_can_be() -> None:
     logits = torch.tensor([[1.0, float("-inf"), 1.0]] * 2)
     uniform = torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)
-    assert choose(logits, uniform, Decoding(1.0)).tolist() == [0, 2]
+    assert choose(logits, uniform, torch.ones(2), torch.ones(2)).tolist() == [0, 2]
+
+
+def test_logits_that_are_no_numbers_choose_some_token_instead_of_failing() -> None:
+    found = choose(torch.full([1, 3], float("nan")), torch.tensor([0.5]), torch.ones(1), torch.ones(1))
+    assert 0 <= int(found) < 3
 
 
 def test_draws_depend_on_the_prompt_and_the_seed_and_not_on_how_many_are_taken() -> None:
@@ -68,7 +74,8 @@ def prompts(n: int) -> list[list[int]]:
     return [[draw.randrange(3, 61) for _ in range(draw.randint(1, 20))] for _ in range(n)]
 
 
-def answers(model: Any, asked: list[list[int]], batch_size: int, decoding: Decoding) -> list[tuple[int, ...]]:
+def answers(model: Any, asked: list[list[int]], batch_size: int,
+            decoding: Decoding | list[Decoding]) -> list[tuple[int, ...]]:
     found = generate(model, asked, max_new_tokens=8, batch_size=batch_size, pad_id=0, eos_ids=(1,), decoding=decoding)
     return [answer.tokens for answer in found]
 
@@ -102,6 +109,14 @@ def test_an_answer_is_drawn_again_whatever_else_is_asked_and_another_seed_gives_
     torch.manual_seed(2)
     assert answers(model, asked[5:], 4, Decoding(1.0)) == whole[5:]
     assert answers(model, asked, 4, Decoding(1.0, seed=1)) != whole
+
+
+def test_prompts_of_one_batch_may_be_decoded_differently() -> None:
+    model, asked = tiny(), prompts(12)
+    ways = [GREEDY, Decoding(1.0), Decoding(0.7, 0.8, seed=2)]
+    alone = [answers(model, asked, 4, way) for way in ways]
+    mixed = answers(model, [prompt for prompt in asked for _ in ways], 8, ways * len(asked))
+    assert mixed == [found[i] for i in range(len(asked)) for found in alone]
 
 
 def test_a_temperature_near_nothing_is_greedy() -> None:
