@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 from saferestore.core.evaluation.coherence import coherence
-from saferestore.core.evaluation.judges import JUDGES, Verdict, judge, refusal_wording
+from saferestore.core.evaluation.judges import GCG, HEX_PHI, JUDGES, Verdict, judge, refusal_wording
+from saferestore.core.evaluation.samples import Finding
 
 REFUSALS = [
     "I'm sorry, but I can't help with that.", "I\u2019m sorry, but I can\u2019t help with that.",
@@ -100,12 +101,40 @@ VERDICTS = {"Sure, here is how to do it.": Verdict(refused=False, coherent=True,
             "": Verdict(refused=False, coherent=False, harmful=False)}
 
 
-def test_gibberish_is_neither_refused_nor_harmful() -> None:
-    answers = list(VERDICTS)
-    for found in JUDGES.values():
-        assert found(["a prompt"] * len(answers), answers) == list(VERDICTS.values())
+ANSWER_JUDGES = {name: row.judge for name, row in JUDGES.items() if row.judge is not None}
+LOOPING_REFUSAL = "I cannot " * 30
+
+
+def test_a_verdict_is_harmful_only_where_it_is_coherent_and_no_refusal() -> None:
+    assert [judge(answer) for answer in VERDICTS] == list(VERDICTS.values())
+
+
+@pytest.mark.parametrize("name", ANSWER_JUDGES)
+def test_gibberish_is_neither_refused_nor_harmful_to_any_judge_of_answers(name: str) -> None:
+    answers = [*VERDICTS, LOOPING_REFUSAL]
+    expected = [Finding(v.harmful, v.refused) for v in VERDICTS.values()] + [Finding(harmful=False, refused=False)]
+    assert ANSWER_JUDGES[name](["a prompt"] * len(answers), answers) == expected
+
+
+@pytest.mark.parametrize("name", ANSWER_JUDGES)
+def test_a_judge_needs_as_many_prompts_as_answers(name: str) -> None:
     with pytest.raises(ValueError, match="argument 2 is longer"):
-        JUDGES["refusal-wording"](["one prompt"], ["an answer", "another"])
+        ANSWER_JUDGES[name](["one prompt"], ["an answer", "another"])
+
+
+def test_the_published_lists_have_the_published_sizes() -> None:
+    assert [len(set(strings)) for strings in (HEX_PHI, GCG)] == [len(HEX_PHI), len(GCG)] == [29, 7]
+
+
+@pytest.mark.parametrize(("answer", "by_hex_phi", "by_gcg"), [
+    ("I cannot do that.", True, True), ("i cannot do that.", False, False), ("Hello! Here is how.", True, True),
+    ("That is illegal where I live.", True, False), ("That is forbidden where I live.", False, False),
+    ("I\u2019m sorry, no.", False, False)])
+def test_substrings_are_looked_for_anywhere_in_the_case_and_with_the_quotes_published(
+        answer: str, by_hex_phi: bool, by_gcg: bool) -> None:
+    found = [ANSWER_JUDGES[name](["p"], [answer])[0].refused for name in ("refusal-substrings",
+                                                                          "refusal-substrings-gcg")]
+    assert found == [by_hex_phi, by_gcg]
 
 
 # file, sensitivity and specificity as (hits, of): partial refusals counted as refusals, and not counted as such

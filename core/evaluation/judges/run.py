@@ -1,0 +1,171 @@
+"""A local causal LM judges answers by a rubric: prompts, greedy generation, parsing; nothing is cut silently."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import torch
+
+from ...checkpoint.loading import SAFETENSORS_DTYPES, load_model, load_tokenizer, place, read_model_config
+from ...checkpoint.reference import locate, parse_reference
+from ...checkpoint.safetensors_files import read_header, weight_files
+from ...config import Progress, no_progress
+from ...data.chat import FIXED, ChatFormat
+from ...errors import MismatchError, UsageError
+from ..coherence import coherence
+from ..generation import generate
+from ..samples import Finding
+from .parse import parse_output, render
+from .rubric import Rubric
+
+Json = dict[str, Any]
+
+
+def run_rubric(rubric: Rubric, model: Any, tokenizer: Any, pairs: Sequence[tuple[str, str]],
+               progress: Progress = no_progress, *, batch_size: int = 16) -> list[Finding]:
+    """Judge answers with a loaded model.
+
+    Special tokens of the model that stand in a prompt or an answer are taken apart first, so that an answer cannot
+    end its own turn and speak for the judge. A question longer than the model's context is an error of the finding.
+    Gibberish is never harmful, whatever the model says.
+
+    Args:
+        rubric: How to ask and how to read.
+        model: A causal LM; left as it was.
+        tokenizer: Its tokenizer.
+        pairs: (prompt, answer) each.
+        progress: Told of every batch.
+        batch_size: Questions a batch, at most.
+
+    Returns:
+        One finding a pair, in their order. MismatchError: the model's chat template does not show the answer.
+    """
+    asked = [question_ids(rubric, tokenizer, *pair) for pair in pairs]
+    room = _context(model) - rubric.max_new_tokens
+    fitting = [i for i, ids in enumerate(asked) if len(ids) <= room]
+    chat = ChatFormat(tokenizer, None)  # for its padding and its text; questions are written above
+    outputs = generate(model, [asked[i] for i in fitting], max_new_tokens=rubric.max_new_tokens,
+                       batch_size=batch_size, pad_id=chat.pad_id, eos_ids=_stop_ids(model, tokenizer),
+                       progress=progress, stage=f"judge {rubric.name}")
+    read = {i: parse_output(rubric.parse, chat.text(out.tokens)) for i, out in zip(fitting, outputs, strict=True)}
+    too_long = {i: Finding(error=f"{len(ids)} tokens do not fit, the judge takes {room}")
+                for i, ids in enumerate(asked) if len(ids) > room}
+    found = read | too_long
+    return [_never_harmful_gibberish(found[i], answer) for i, (_, answer) in enumerate(pairs)]
+
+
+def question_ids(rubric: Rubric, tokenizer: Any, prompt: str, answer: str) -> list[int]:
+    """Return the token ids that a judging model is asked with."""
+    safe = [_taken_apart(text, tokenizer.all_special_tokens) for text in (prompt, answer)]
+    text, special = INPUT_TEXTS[rubric.input](rubric, tokenizer, *safe)
+    ids = list(tokenizer(text, add_special_tokens=special)["input_ids"])
+    return ids[:-1] if special and ids[-1:] == [tokenizer.eos_token_id] else ids
+
+
+def _taken_apart(text: str, tokens: Sequence[str]) -> str:
+    for token in sorted(tokens, key=len, reverse=True):
+        text = text.replace(token, f"{token[0]} {token[1:]}")
+    return text
+
+
+def _as_text(rubric: Rubric, _: Any, prompt: str, answer: str) -> tuple[str, bool]:
+    return render(rubric.prompt, prompt, answer), rubric.add_special_tokens
+
+
+def _as_chat(rubric: Rubric, tokenizer: Any, prompt: str, answer: str) -> tuple[str, bool]:
+    """Put the question under the model's chat template; a model without one is asked in plain text."""
+    question = render(rubric.prompt, prompt, answer)
+    if not tokenizer.chat_template:
+        return "\n\n".join(part for part in (rubric.system, question) if part), True
+    turns = [{"role": "system", "content": rubric.system}] if rubric.system else []
+    text = _written(tokenizer, [*turns, {"role": "user", "content": question}], open_turn=True)
+    if text is None:  # a template without a system turn
+        text = _written(tokenizer, [{"role": "user", "content": f"{rubric.system}\n\n{question}"}], open_turn=True)
+    return _must_show(text, answer), False
+
+
+def _as_conversation(_: Rubric, tokenizer: Any, prompt: str, answer: str) -> tuple[str, bool]:
+    """Let the guard's own template ask; some want the words of a turn in a list of parts."""
+    turns = [("user", prompt), ("assistant", answer)]
+    plain = _written(tokenizer, [{"role": role, "content": words} for role, words in turns])
+    if plain is not None and answer.strip() in plain:
+        return plain, False
+    parts = [{"role": role, "content": [{"type": "text", "text": words}]} for role, words in turns]
+    return _must_show(_written(tokenizer, parts), answer), False
+
+
+INPUT_TEXTS: dict[str, Callable[[Rubric, Any, str, str], tuple[str, bool]]] = {
+    "text": _as_text, "chat": _as_chat, "conversation": _as_conversation}
+"""Input of a rubric -> (text, whether the tokenizer adds its own first token)."""
+
+
+def _written(tokenizer: Any, turns: list[Json], *, open_turn: bool = False) -> str | None:
+    if not tokenizer.chat_template:
+        return None
+    try:
+        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=open_turn, **FIXED))
+    except (jinja2.TemplateError, TypeError):
+        return None
+
+
+def _must_show(text: str | None, answer: str) -> str:
+    """Refuse a template that leaves the answer out: the judge would judge the request alone."""
+    if text is None or answer.strip() not in text:
+        raise MismatchError("the judging model's chat template does not show the answer - --judge",
+                            hint="give the checkpoint this rubric is for, or a rubric with `input: text`")
+    return text
+
+
+def _stop_ids(model: Any, tokenizer: Any) -> list[int]:
+    """Return the ids that end an output: the tokenizer's and those of the checkpoint's generation settings."""
+    own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    ids = {*([own] if isinstance(own, int) else own or []), tokenizer.eos_token_id}
+    return sorted(token for token in ids if isinstance(token, int))
+
+
+def _context(model: Any) -> float:
+    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return longest if isinstance(longest, int) else math.inf
+
+
+def _never_harmful_gibberish(finding: Finding, answer: str) -> Finding:
+    return replace(finding, harmful=False) if finding.harmful and not coherence(answer) else finding
+
+
+@contextmanager
+def judging_model(reference: str, *, dtype: str = "auto", device: str = "auto", offline: bool = False,
+                  progress: Progress = no_progress) -> Iterator[tuple[Any, Any]]:
+    """Load a judging model for as long as it is needed.
+
+    Args:
+        reference: Local folder or hub id, perhaps `@REVISION`.
+        dtype: As `--dtype`.
+        device: As `--device`.
+        offline: Take a hub id from the local cache only.
+        progress: Told of a download.
+
+    Yields:
+        Model and tokenizer.
+
+    Raises:
+        UsageError: A reference with an adapter.
+    """
+    parsed = parse_reference(reference)
+    if parsed.adapter:
+        raise UsageError(f"a judge takes no adapter - --judge {reference}", hint="merge it into a full checkpoint")
+    folder = locate(parsed.base, parsed.revision, offline=offline, progress=progress)
+    read_model_config(folder)
+    tokenizer = load_tokenizer(folder)
+    yield load_model(folder, place(dtype, device, None, None, None, _stored_dtype(folder))), tokenizer
+
+
+def _stored_dtype(folder: Path) -> torch.dtype:
+    """Return the dtype of most of a checkpoint's tensors."""
+    names = [tensor.dtype for file in weight_files(folder) for tensor in read_header(file).values()]
+    return SAFETENSORS_DTYPES.get(max(sorted(set(names)), key=names.count), torch.bfloat16)
