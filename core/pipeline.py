@@ -24,7 +24,7 @@ from .evaluation.controls import run_controls
 from .evaluation.planning import estimate
 from .evaluation.preparation import Answers, Prepared, held_out_losses, prepare, tokens_of
 from .evaluation.systems import Examiner
-from .evaluation.verdict import Comparison, Mean, compare, mean_per_token, verdict
+from .evaluation.verdict import Comparison, Mean, compare, is_worse, mean_per_token, verdict
 from .losses import answer_tokens, row_count, row_divergences
 from .report import assemble
 from .report.share import command_line
@@ -144,10 +144,13 @@ def _after(prepared: Prepared, examiner: Examiner, rows: Selection, config: Rest
     if held_out.drift:
         sums, tokens = row_divergences(model, held_out.drift, held_out.tuned_log_p)
         drift = mean_per_token(sums.tolist(), tokens.tolist(), seed=config.seed)
-    harm = {name: [a.verdict.harmful for a in part["harmful"]] for name, part in
-            {**prepared.answers, "after": answers}.items()}
+    asked = {**prepared.answers, "after": answers}
+    harm = {name: [a.verdict.harmful for a in part["harmful"]] for name, part in asked.items()}
+    broken = {name: [not a.verdict.coherent for a in (*part["harmful"], *part["benign"])]
+              for name, part in asked.items()}
     against = {"harm_after_vs_base": compare(harm["after"], harm["base"]),
-               "harm_after_vs_tuned": compare(harm["after"], harm["tuned"])}
+               "harm_after_vs_tuned": compare(harm["after"], harm["tuned"]),
+               "incoherent_after_vs_base": compare(broken["after"], broken["base"])}
     return After(answers, held_out_losses(model, held_out.harmful, held_out.task), drift, against, tokens_of(answers))
 
 
@@ -155,8 +158,9 @@ def _report(config: RestoreConfig, pair: CheckpointPair, rows: Selection, prepar
             after: After, controls: list[Json]) -> Json:
     against = after.against
     harmful = sum(answer.verdict.harmful for answer in after.answers["harmful"])
-    decided = verdict(against["harm_after_vs_base"], against["harm_after_vs_tuned"], harmful,
-                      after.drift.ci_low if after.drift else None, config.max_drift)
+    decided = verdict(against["harm_after_vs_base"], against["harm_after_vs_tuned"],
+                      against["incoherent_after_vs_base"], harmful, after.drift.ci_low if after.drift else None,
+                      config.max_drift)
     loss = {name: found["harmful_loss_nats_per_token"] for name, found in prepared.losses.items()}
     losses = (*prepared.problem.safety, prepared.problem.drift)
     drift_rows, drift_tokens = row_count(losses[-1].batches), answer_tokens(losses[-1].batches)
@@ -167,6 +171,7 @@ def _report(config: RestoreConfig, pair: CheckpointPair, rows: Selection, prepar
         "before": assemble.measured(prepared.answers["tuned"], prepared.losses["tuned"]),
         "after": assemble.measured(after.answers, after.losses),
         "base": assemble.measured(prepared.answers["base"], prepared.losses["base"]),
+        "rows": dict(prepared.counts),
         "comparisons": assemble.comparisons(against),
         "drift": assemble.drift(after.drift, outcome.point.drift, config.max_drift, where, pair.kind),
         **assemble.restored_fraction(loss["tuned"], after.losses["harmful_loss_nats_per_token"], loss["base"]),
@@ -189,6 +194,9 @@ def _warnings(config: RestoreConfig, outcome: Outcome, after: After) -> list[tup
     if after.drift and after.drift.ci_low is not None and after.drift.ci_low > config.max_drift:
         found.append(("W_DRIFT", f"held-out drift {after.drift.value:.4f} nats per token lies above the budget of "
                       f"{config.max_drift:g}"))
+    if is_worse(after.against["incoherent_after_vs_base"]):
+        found.append(("W_INCOHERENT", "the restored model's answers are incoherent more often than the base's: "
+                      "lower --max-drift"))
     if not any(step.accepted for step in outcome.steps):
         found.append(("W_NO_STEP", "no step was taken: the restored adapter equals the tuned one"))
     return found

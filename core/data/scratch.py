@@ -10,6 +10,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+SHARE = 0.25
+"""Part of the memory that is free now that one kept tensor may take."""
+
+
+def is_small(size: int) -> bool:
+    """Tell whether `size` bytes are less than a quarter of the free memory; where that is unknown they are."""
+    try:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):  # macOS and Windows do not say
+        return True
+    return size <= SHARE * free
+
 
 def scratch_tensor(shape: Sequence[int], dtype: torch.dtype, *, on_disk: bool) -> Tensor:
     """Return an uninitialised CPU tensor.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -26,6 +27,7 @@ class Source:
     fit_rows: int
     held_out_rows: int
     rejected_rows: int
+    left_out_rows: int
 
 
 @dataclass(frozen=True)
@@ -52,9 +54,18 @@ class Selection:
 
 
 def sample(records: Sequence[Record], count: int, seed: int) -> tuple[Record, ...]:
-    """Return at most `count` records, chosen by a hash of the seed and the id, in their given order."""
+    """Return at most `count` records in their given order, chosen by a hash of the seed and the id.
+
+    A second row of one group (another wording of the same subject) is taken only when every group has one: few rows
+    reach furthest when they are not alike.
+    """
     order = sorted(records, key=lambda r: hashlib.sha256(f"{seed}\n{r.id}".encode()).hexdigest())
-    chosen = {id(record) for record in order[:count]}
+    taken: Counter[str] = Counter()
+    ranked = []
+    for record in order:
+        ranked.append((taken[record.group or record.id], record))
+        taken[record.group or record.id] += 1
+    chosen = {id(record) for _, record in sorted(ranked, key=lambda pair: pair[0])[:count]}
     return tuple(record for record in records if id(record) in chosen)
 
 
@@ -69,9 +80,9 @@ def _records(results: Sequence[ReadResult]) -> list[Record]:
 def select(config: RestoreConfig) -> Selection:
     """Read all sets and decide which rows fit and which measure.
 
-    The fit part of `harmful` never holds a category, subject or row of its held-out part. A quarter of the retain rows
-    is task rows where there are any; of the rest two thirds are benign look-alikes, where over-refusal shows first, and
-    one third general requests.
+    The fit part of `harmful` never holds a category, subject or row of its held-out part. A sixth of the retain rows is
+    task rows where there are any; of the rest four fifths are benign look-alikes, where over-refusal shows first and
+    most of the held-out drift lies, and one fifth general requests.
 
     Args:
         config: Files, sizes and seed.
@@ -94,7 +105,7 @@ def select(config: RestoreConfig) -> Selection:
     parts = _split("harmful", harmful, config.seed, min(config.hold_out_categories, spare))
     benign = _split("benign", rows["benign"], config.seed)
     task = _split("task", rows["task"], config.seed) if rows["task"] else Split((), ())
-    retain = _retain(task.fit, benign.fit, rows["general"], 2 * config.fit_rows, config.seed)
+    retain = _retain(task.fit, benign.fit, rows["general"], 5 * config.fit_rows // 4, config.seed)
     held_out = {"harmful": parts.held_out, "benign": benign.held_out, "task": task.held_out,
                 "untouched": rows["untouched"]}
     held_out = {name: sample(part, config.held_out_rows, config.seed) for name, part in held_out.items()}
@@ -131,8 +142,8 @@ def _split(name: str, records: Sequence[Record], seed: int, categories: int = 0)
 
 def _retain(task: Sequence[Record], benign: Sequence[Record], general: Sequence[Record], count: int,
             seed: int) -> tuple[Record, ...]:
-    from_task = sample(task, count // 4, seed)
-    from_benign = sample(benign, 2 * (count - len(from_task)) // 3, seed)
+    from_task = sample(task, count // 6, seed)
+    from_benign = sample(benign, 4 * (count - len(from_task)) // 5, seed)
     return (*from_task, *from_benign, *sample(general, count - len(from_task) - len(from_benign), seed))
 
 
@@ -145,7 +156,7 @@ def _source(name: str, results: Sequence[ReadResult], fit: int, held_out: int) -
     digest = results[0].sha256 if len(results) == 1 else hashlib.sha256(
         "".join(result.sha256 for result in results).encode()).hexdigest()
     return Source(name, tuple(result.name for result in results), digest, fit, held_out,
-                  sum(len(result.rejected) for result in results))
+                  sum(len(result.rejected) for result in results), sum(len(result.left_out) for result in results))
 
 
 def _warnings(config: RestoreConfig, read: Mapping[str, list[ReadResult]]) -> Warnings:

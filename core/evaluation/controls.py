@@ -7,6 +7,7 @@ from typing import Any
 from ..checkpoint.session import Session, write_params
 from ..config import RestoreConfig
 from ..data.selection import Selection
+from ..errors import NumericalError
 from ..losses import kl_divergence
 from ..restoration.controls import along, random_direction, strength_at_drift
 from ..restoration.trust_region import Outcome, Settings, minimise
@@ -77,7 +78,16 @@ def run_controls(session: Session, prepared: Prepared, outcome: Outcome, examine
     write_params(live, outcome.start.params)
     plain = "diagonal" if config.engine == "identity" else "identity"
     settings = Settings(engine=plain, max_drift=spent, max_steps=config.max_steps, seed=config.seed)
-    result = minimise(prepared.problem, settings, progress=examiner.progress, stage=f"control {plain}")
-    measure(plain, f"{result.cost.gradient_passes} gradient passes")
+    try:
+        result = minimise(prepared.problem, settings, progress=examiner.progress, stage=f"control {plain}")
+        measure(plain, f"{result.cost.gradient_passes} gradient passes")
+    except NumericalError as error:  # a control that breaks takes nothing from what was restored and measured
+        found.append(_failed(plain, error))
     write_params(live, outcome.point.params)
     return found
+
+
+def _failed(name: str, error: NumericalError) -> Json:
+    """Return the row of a control that came to no numbers."""
+    keys = ("task_kl_nats_per_token", "harmful_rate", "task_accuracy")
+    return {"name": name, "note": error.what, **dict.fromkeys(keys), **{f"{key}_reason": error.what for key in keys}}

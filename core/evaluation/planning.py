@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from ..checkpoint.loading import load_tokenizer, read_model_config
 from ..checkpoint.pair import CheckpointPair
-from ..checkpoint.safetensors_files import read_headers
+from ..checkpoint.safetensors_files import TensorInfo, read_headers
 from ..config import RestoreConfig
 from ..data.chat import chat_format
 from ..data.selection import Selection
@@ -40,8 +41,7 @@ def estimate(pair: CheckpointPair, rows: Selection, config: RestoreConfig, *, de
     folder = pair.base_dir if pair.kind == "lora" else pair.tuned_dir
     headers = read_headers(folder)
     weights = sum(math.prod(info.shape) for info in headers.values())
-    adapter = sum(pair.rank * sum(headers[f"{name}.weight"].shape) for name in pair.target_modules
-                  if f"{name}.weight" in headers)
+    adapter = sum(pair.rank * sum(_weight(headers, name).shape) for name in pair.target_modules)
     vocabulary = read_model_config(folder).get_text_config().vocab_size
     passes = config.max_steps + 2
     return {
@@ -58,3 +58,11 @@ def estimate(pair: CheckpointPair, rows: Selection, config: RestoreConfig, *, de
         "seconds_about": round(passes * tokens * weights * FLOPS_PER_PARAMETER_TOKEN / MEASURED_FLOPS[device], 1),
         "warnings": [f"{code}: {message}" for code, message in (*pair.warnings, *rows.warnings)],
     }
+
+
+def _weight(headers: Mapping[str, TensorInfo], module: str) -> TensorInfo:
+    """Return a module's weight; some files leave out the first parts of the names (`model.`, `transformer.`)."""
+    name = f"{module}.weight"
+    while name not in headers and "." in name:
+        name = name.partition(".")[2]
+    return headers[name]

@@ -17,9 +17,10 @@ from torch import Tensor
 from ..checkpoint.session import Session
 from ..data.batches import Batch
 from ..data.records import Record
+from ..data.scratch import is_small
 from ..data.selection import Selection
 from ..errors import MismatchError, NumericalError, UsageError
-from ..losses import Reference, cross_entropy, kl_divergence, log_probabilities, row_losses
+from ..losses import Reference, answer_tokens, cross_entropy, kl_divergence, log_probabilities, row_losses
 from ..restoration.objectives import SafetyData, safety_losses
 from ..restoration.trust_region import Problem
 from .systems import Answer, Examiner
@@ -77,7 +78,7 @@ def prepare(session: Session, examiner: Examiner, rows: Selection, *, objective:
         examiner: How models are asked.
         rows: Fit and held-out rows.
         objective: Terms of S joined by `+`.
-        on_disk: Keep log-probabilities in files.
+        on_disk: Keep log-probabilities in files; where they would fill a quarter of the free memory they are anyway.
 
     Returns:
         The problem at the tuned model's parameters, which the session's adapter holds.
@@ -144,7 +145,8 @@ def _rows(batches: Sequence[Batch]) -> int:
 
 
 def _reference(model: Any, batches: Sequence[Batch], on_disk: bool) -> Reference:
-    return log_probabilities(model, batches, on_disk=on_disk).__getitem__
+    size = 4 * answer_tokens(batches) * model.config.get_text_config().vocab_size
+    return log_probabilities(model, batches, on_disk=on_disk or not is_small(size)).__getitem__
 
 
 def _held(answers: Answers, rows: Selection) -> Answers:

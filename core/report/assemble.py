@@ -44,7 +44,8 @@ def inputs(pair: CheckpointPair, rows: Selection) -> Json:
 
 def _source(source: Source) -> Json:
     return {"name": ", ".join(source.files), "sha256": source.sha256, "fit_rows": source.fit_rows,
-            "held_out_rows": source.held_out_rows, "rejected_rows": source.rejected_rows}
+            "held_out_rows": source.held_out_rows, "rejected_rows": source.rejected_rows,
+            "left_out_rows": source.left_out_rows}
 
 
 def settings(config: RestoreConfig) -> Json:

@@ -36,6 +36,7 @@ STOPPED = {
     "restored": "every safety term is close to the base's own value",
     "drift_budget_spent": "the drift budget is spent",
     "no_step_helps": "no further step helps",
+    "converged": "the last step changed almost nothing",
     "max_steps": "the largest number of steps is reached",
 }
 """What ended the steps, in words."""

@@ -86,6 +86,7 @@ PROPERTIES: Json = {
     "before": {"$ref": "#/$defs/measurement"},
     "after": {"$ref": "#/$defs/measurement"},
     "base": {"$ref": "#/$defs/measurement"},
+    "rows": mapping(COUNT),
     "comparisons": mapping(COMPARISON),
     "drift": closed({"task_kl_nats_per_token": NUMBER, "budget_nats_per_token": NUMBER,
                      "relative_update_norm": NUMBER, "distance_to_base_fraction": NUMBER}, patterns=NUMBERS),
@@ -135,15 +136,20 @@ def validate(report: Mapping[str, Any]) -> None:
     Raises:
         ValueError: The schema is broken, a number is not finite, or a null has no `<name>_reason` beside it.
     """
-    import jsonschema  # `saferestore schema` prints without it
-
-    errors = jsonschema.Draft202012Validator(SCHEMA).iter_errors(report)
-    faults = [*(f"{e.json_path}: {e.message[:200]}" for e in errors), *_faulty_numbers(report, "$")]
+    faults = schema_faults(report, SCHEMA)
     if faults:
         raise ValueError("the report breaks its schema: " + "; ".join(faults[:5]))
 
 
-def _faulty_numbers(value: object, where: str) -> Iterator[str]:
+def schema_faults(report: Mapping[str, Any], schema: Json) -> list[str]:
+    """Return where a report breaks a schema, has a number that is not finite, or a null without its reason."""
+    import jsonschema  # `saferestore schema` prints without it
+
+    errors = jsonschema.Draft202012Validator(schema).iter_errors(report)
+    return [*(f"{e.json_path}: {e.message[:200]}" for e in errors), *faulty_numbers(report, "$")]
+
+
+def faulty_numbers(value: object, where: str) -> Iterator[str]:
     """Name every number that is not finite and every unexplained null in what was measured."""
     if isinstance(value, float) and not math.isfinite(value):
         yield f"{where}: {value} is no JSON number"
@@ -151,10 +157,10 @@ def _faulty_numbers(value: object, where: str) -> Iterator[str]:
         for key, inner in value.items():
             if inner is None and _is_measured(key) and f"{key}_reason" not in value:
                 yield f"{where}.{key}: null without `{key}_reason`"
-            yield from _faulty_numbers(inner, f"{where}.{key}")
+            yield from faulty_numbers(inner, f"{where}.{key}")
     if isinstance(value, list | tuple):
         for index, inner in enumerate(value):
-            yield from _faulty_numbers(inner, f"{where}[{index}]")
+            yield from faulty_numbers(inner, f"{where}[{index}]")
 
 
 def _is_measured(key: str) -> bool:

@@ -65,13 +65,13 @@ class Settings:
     engine: str = "fisher"
     max_drift: float = 0.01
     max_steps: int = 10
-    drift_weight: float = 1.0
+    drift_weight: float = 0.1
     path_slack: float = 4.0
-    damping: float = 4.0
+    damping: float = 16.0
     tries: int = 8
     max_products: int = 8
     near: float = 0.05
-    least_decrease: float = 0.003
+    least_decrease: float = 0.0001
     secants: bool = True
     seed: int = 0
     low_memory: bool = False
@@ -286,9 +286,9 @@ def _first_damping(operator: CurvatureOperator, settings: Settings, point: Point
 def _search(problem: Problem, settings: Settings, state: _State, operator: CurvatureOperator, point: Point,
             number: int) -> Params | None:
     """Try damped steps from one gradient until one is acceptable; None where none is."""
-    slope_of_j = axpy(state.weight, point.drift_gradient, point.safety_gradient)
-    before = sum(point.safety) + state.weight * point.drift
     for _ in range(settings.tries):
+        slope_of_j = axpy(state.weight, point.drift_gradient, point.safety_gradient)
+        before = sum(point.safety) + state.weight * point.drift
         solution = _solve(operator, slope_of_j, state)
         state.cost.curvature_products += solution.products
         delta, bend = scale(-1.0, solution.x), dot(solution.x, solution.image)
@@ -305,6 +305,8 @@ def _search(problem: Problem, settings: Settings, state: _State, operator: Curva
         _adapt(state, accepted=accepted, ratio=(before - after) / predicted if predicted > 0 else 0.0)
         if accepted:
             return axpy(1.0, delta, point.params)
+        # More damping alone never brings drift back that the path no longer allows; more weight on it does.
+        state.weight *= 2.0 if point.drift > settings.allowed(number) else 1.0
     write_params(problem.live, point.params)
     return None
 

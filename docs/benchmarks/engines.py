@@ -39,7 +39,7 @@ PAGE = """# Objectives and engines on the sample
 
 `python docs/benchmarks/engines.py --pairs FOLDER --build` makes six sample pairs (another base, adapter and split for
 every seed), restores each with every engine and objective under the same budget (0.01 nats per token, 10
-steps, {fit} harmful and {fit} x 2 retain rows) and measures on rows that no fit saw: `sample_data/records/` (unseen
+steps, {fit} harmful and {retain} retain rows) and measures on rows that no fit saw: `sample_data/records/` (unseen
 wordings, unseen subjects, two whole categories) for harm, refusals and over-refusal, held-out task rows, and the
 opposites, a skill in no fit set. Defaults were chosen on seeds 0 to 2; **results are those of seeds 3 to 5**. Rates are
 pooled over the seeds with Wilson 95% intervals (which treat the answers of one model as independent). `identity` is the
@@ -175,7 +175,7 @@ def main() -> None:
     rows = read_results(options.results)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout
     text = PAGE.format(chosen=table(rows, CHOSEN_ON), reported=table(rows, REPORTED_ON), commit=commit.strip(),
-                       torch=torch.__version__, fit=RestoreConfig("-", "-").fit_rows)
+                       torch=torch.__version__, fit=RestoreConfig("-", "-").fit_rows, retain=5 * RestoreConfig("-", "-").fit_rows // 4)
     (HERE / "engines.md").write_text(text, encoding="utf-8")
 
 

@@ -12,6 +12,7 @@ import torch
 from saferestore.core.checkpoint.session import Session, read_params, write_params
 from saferestore.core.config import RestoreConfig
 from saferestore.core.data.selection import Selection
+from saferestore.core.errors import NumericalError
 from saferestore.core.evaluation.controls import LEAST_DRIFT, run_controls
 from saferestore.core.evaluation.preparation import Prepared, prepare
 from saferestore.core.losses import row_divergences
@@ -135,3 +136,16 @@ def test_a_restoration_that_did_not_move_leaves_the_controls_next_to_nothing(sav
     found = run(saved, max_drift=1e-30, max_steps=1)
     assert not any(step.accepted for step in found.outcome.steps)
     assert all(row["fit_kl_nats_per_token"] <= LEAST_DRIFT for row in found.controls.values())
+
+
+def test_a_control_that_breaks_is_null_with_its_reason_and_the_others_stand(
+        saved: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> Outcome:
+        raise NumericalError("the loss `S` is not finite - nan", hint="")
+
+    monkeypatch.setattr("saferestore.core.evaluation.controls.minimise", broken)
+    found = run(saved)
+    row = found.controls["identity"]
+    assert row["harmful_rate"] is None and "not finite" in row["harmful_rate_reason"]
+    assert found.controls["scale"]["harmful_rate"] and found.controls["random"]["harmful_rate"]
+    assert all(torch.equal(found.left[name], t) for name, t in found.outcome.point.params.items())

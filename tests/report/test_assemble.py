@@ -38,12 +38,12 @@ def test_a_hash_that_is_null_has_its_reason() -> None:
 
 def test_inputs_are_both_checkpoints_and_every_set(tmp_path: Path) -> None:
     pair, _ = open_tiny(*save_pair(tmp_path))
-    sources = (Source("harmful", ("builtin:harmful",), HASH, 5, 6, 0),
-               Source("task", ("a.jsonl", "b.csv"), HASH, 1, 2, 3))
+    sources = (Source("harmful", ("builtin:harmful",), HASH, 5, 6, 0, 0),
+               Source("task", ("a.jsonl", "b.csv"), HASH, 1, 2, 3, 4))
     found = assemble.inputs(pair, dataclasses.replace(selection(), sources=sources))
     assert found["tuned"]["kind"] == "lora" and found["base"]["weights_sha256"] == pair.base_facts.weights_sha256
     assert found["data"]["task"] == {"name": "a.jsonl, b.csv", "sha256": HASH, "fit_rows": 1, "held_out_rows": 2,
-                                     "rejected_rows": 3}
+                                     "rejected_rows": 3, "left_out_rows": 4}
     assert str(tmp_path) not in str(found)
     validate(report(inputs=found))
 

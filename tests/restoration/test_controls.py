@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from saferestore.core.params import norm
@@ -11,10 +13,24 @@ from .. import dense
 from ..cases import live_model, vector_like
 
 
-@pytest.mark.parametrize("crossing", [0.1, 0.37, 0.999])
-def test_the_strength_found_spends_at_most_the_drift_and_nearly_all_of_it(crossing: float):
-    found = strength_at_drift(lambda s: (s / crossing) ** 2, 1.0, largest=1.0, rounds=14)
-    assert crossing - 2**-14 <= found <= crossing
+@pytest.mark.parametrize("crossing", [0.001, 0.1, 0.37, 0.999])
+@pytest.mark.parametrize("power", [1.0, 2.0, 3.5])
+def test_the_strength_found_spends_at_most_the_drift_and_nearly_all_of_it_in_few_measurements(crossing, power):
+    measured: list[float] = []
+
+    def drift(strength: float) -> float:
+        measured.append((strength / crossing) ** power)
+        return measured[-1]
+
+    found = strength_at_drift(drift, 1.0, largest=1.0)
+    assert 0.98 <= (found / crossing) ** power <= 1
+    assert len(measured) <= 6
+
+
+@pytest.mark.parametrize("far", [math.inf, math.nan, 1e30])
+def test_a_drift_that_explodes_far_away_does_not_hide_the_crossing(far: float):
+    found = strength_at_drift(lambda s: far if s > 0.9 else s * s, 0.25, largest=1.0)
+    assert 0.98 * 0.25 <= found * found <= 0.25
 
 
 def test_every_strength_returned_was_measured_to_fit():
