@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .containers import Row
 from .records import ROLES, Message, Record, Skipped, conversation_digest
@@ -14,6 +14,7 @@ ANSWERS = ("answer", "response", "output", "target", "completion")
 CATEGORIES = ("category", "semanticcategory", "risk_area", "type")
 GROUPS = ("group", "subject")
 IDS = ("id", "behaviorid", "question_id")
+LETTERS = tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
 ROLE_NAMES = {role: role for role in ROLES} | {"human": "user", "gpt": "assistant", "model": "assistant",
                                                "bot": "assistant"}
 
@@ -160,6 +161,34 @@ def _ending_with_user(row: Row, messages: tuple[Message, ...], column: str) -> R
     return _record(row, messages, answer, (column, *ANSWERS))
 
 
+def _choice(row: Row) -> Record | Skipped:
+    """Read a row of MMLU (a list of texts) or ARC (texts and labels): `meta` gets `choices` and `right`, from 0."""
+    given = row.get("choices")
+    texts, labels = (given.get("text"), given.get("label")) if isinstance(given, Mapping) else (given, None)
+    if not isinstance(texts, list) or len(texts) < 2 or not all(isinstance(t, str) and t.strip() for t in texts):
+        return Skipped("`choices` is no list of at least two texts")
+    names = labels if isinstance(labels, list) and len(labels) == len(texts) else LETTERS[:len(texts)]
+    right = _right(row.get("answerkey", row.get("answer")), texts, [str(name) for name in names])
+    if right is None:
+        return Skipped("`answer` is none of the choices")
+    found = _asked(row, _first(row, PROMPTS), texts[right].strip(), (*PROMPTS, "choices", "answer", "answerkey"))
+    if isinstance(found, Skipped):
+        return found
+    return replace(found, meta={**found.meta, "choices": tuple(text.strip() for text in texts), "right": right})
+
+
+def _right(answer: object, texts: list[str], names: list[str]) -> int | None:
+    """Return which choice an answer means: its number, else its text, its letter or label, its number in digits."""
+    if isinstance(answer, int) and not isinstance(answer, bool):
+        return answer if 0 <= answer < len(texts) else None
+    word = answer.strip() if isinstance(answer, str) else ""
+    stripped = [text.strip() for text in texts]
+    for known in (stripped, names, [name.lower() for name in names], [str(i) for i in range(len(texts))]):
+        if word in known:
+            return known.index(word)
+    return None
+
+
 def _gsm8k(row: Row) -> bool:
     return {"question", "answer"} <= set(row) and "####" in str(row["answer"])
 
@@ -179,6 +208,7 @@ FORMATS: dict[str, Format] = {
     "jailbreakbench": Format(_has("goal", "behavior", "category"), _columns(("goal",), ("target",))),
     "advbench": Format(_has("goal", "target"), _columns(("goal",), ("target",))),
     "beavertails": Format(_has("prompt", "response", "is_safe"), _beavertails),
+    "choice": Format(_has("choices"), _choice),
     "gsm8k": Format(_gsm8k, _columns(("question",), ("answer",))),
     "alpaca": Format(_has("instruction", "output"), _alpaca),
     "prompt": Format(lambda row: not set(PROMPTS).isdisjoint(row), _columns(PROMPTS)),

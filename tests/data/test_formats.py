@@ -33,6 +33,8 @@ ROWS = {
                        "G", "Sure", "C"),
     "gsm8k": ({"question": "Q", "answer": "2 + 2\n#### 4"}, "gsm8k", "Q", "2 + 2\n#### 4", None),
     "questions that are not gsm8k": ({"question": "Q", "answer": "4"}, "prompt", "Q", "4", None),
+    "multiple choice": ({"question": "Q", "choices": ["x", "y"], "answer": 1, "subject": "s"}, "choice", "Q", "y",
+                        None),
     "xstest completion": ({"prompt": "P", "completion": "C", "final_label": "2_full_refusal", "type": "homonyms"},
                           "xstest-completions", "P", "C", "homonyms"),
 }
@@ -57,6 +59,16 @@ UNUSABLE = {
     "ending with the system": ({"messages": turns("user:U", "system:S")}, "chat", "no user turn before the answer"),
     "no instruction": ({"instruction": " ", "output": "O"}, "alpaca", "no text in `instruction`"),
     "sorry-bench without turns": ({"turns": []}, "sorrybench", "no text in a prompt column"),
+    "choices that are a text": ({"question": "Q", "choices": "x y", "answer": 0}, "choice",
+                                "`choices` is no list of at least two texts"),
+    "one choice": ({"question": "Q", "choices": ["x"], "answer": 0}, "choice",
+                   "`choices` is no list of at least two texts"),
+    "an empty choice": ({"question": "Q", "choices": ["x", " "], "answer": 0}, "choice",
+                        "`choices` is no list of at least two texts"),
+    "a right choice that is not there": ({"question": "Q", "choices": ["x", "y"], "answer": 2}, "choice",
+                                         "`answer` is none of the choices"),
+    "no right choice": ({"question": "Q", "choices": ["x", "y"]}, "choice", "`answer` is none of the choices"),
+    "choices without a question": ({"choices": ["x", "y"], "answer": 0}, "choice", "no text in a prompt column"),
     "context missing": ({"behavior": "B", "functionalcategory": "contextual", "contextstring": ""}, "harmbench",
                         "contextual behaviour without its context"),
 }
@@ -102,3 +114,23 @@ def test_an_id_is_the_rows_own_or_depends_on_the_conversation_alone(tmp_path: Pa
 def test_a_system_column_becomes_the_system_turn(tmp_path: Path) -> None:
     record = read(tmp_path, [{"prompt": "P", "system": "S"}], "prompt").records[0]
     assert [(m.role, m.content) for m in record.messages] == [("system", "S"), ("user", "P")]
+
+
+ARC = {"text": ["x", "y", "z"], "label": ["1", "2", "3"]}
+
+
+@pytest.mark.parametrize(("choices", "answer", "right"), [
+    (["x", "y"], 0, 0), (["x", "y"], "B", 1), (["x", "y"], "b", 1), (["x", "y"], " y ", 1), (["x", "y"], "1", 1),
+    (["1", "0"], "0", 1), (["B", "A"], "A", 1), (ARC, "3", 2), (["x", "y"], True, None), (["x", "y"], "C", None),
+    (["x", "y"], -1, None), (["x", "y"], 0.0, None),
+])
+def test_the_right_choice_is_named_by_number_text_letter_or_label(choices: object, answer: object,
+                                                                  right: int | None) -> None:
+    column = "answerkey" if isinstance(choices, dict) else "answer"
+    record = FORMATS["choice"].read({"question": "Q", "choices": choices, column: answer})
+    assert (record.meta["right"] if isinstance(record, Record) else None) == right
+
+
+def test_a_multiple_choice_row_keeps_its_choices_in_order(tmp_path: Path) -> None:
+    [record] = read(tmp_path, [{"id": "q", "question": "Q", "choices": ["x", " y"], "answer": "A"}], "choice").records
+    assert (record.id, record.meta, record.answer) == ("q", {"choices": ("x", "y"), "right": 0}, "x")
