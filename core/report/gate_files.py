@@ -1,0 +1,85 @@
+"""What a gate reads from disk and writes to it: the rules, a baseline, a new baseline."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..errors import UsageError
+from ..evaluation.gate.rules import Rule, parse_rules
+from .results import LONE_SURROGATES
+from .results_schema import validate
+from .write import report_text
+
+BASELINE_HINT = "give --baseline a results.json of `saferestore eval`, or a file of --write-baseline"
+
+
+def read_gate(path: Path) -> tuple[Rule, ...]:
+    """Return the rules of a gate file.
+
+    Args:
+        path: YAML with `rules`.
+
+    Returns:
+        At least one rule.
+
+    Raises:
+        UsageError: A file that cannot be read, is no YAML, or has rules that cannot be used.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        raise UsageError(f"cannot read gate - {path}: {type(error).__name__}",
+                         hint="give --gate a readable YAML file with `rules:`") from error
+    return parse_rules(content, str(path))
+
+
+def read_baseline(path: Path) -> dict[str, Any]:
+    """Return an earlier run's results.
+
+    Args:
+        path: A results.json.
+
+    Returns:
+        The results, valid and of a finished run.
+
+    Raises:
+        UsageError: A file that cannot be read, is no results file, or is of a run that stopped.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        validate(found)
+    except (OSError, ValueError, RecursionError) as error:
+        why = str(error)[:200] if isinstance(error, ValueError) else type(error).__name__
+        raise UsageError(f"cannot read baseline - {path}: {why}", hint=BASELINE_HINT) from error
+    if found["status"] != "ok":
+        raise UsageError(f"baseline of a run that stopped - {path}", hint=BASELINE_HINT)
+    return found
+
+
+def write_baseline(path: Path, results: Mapping[str, Any]) -> None:
+    """Write results where later runs look for their baseline, whole or not at all.
+
+    Args:
+        path: The file; its parents are made, an earlier one is replaced.
+        results: Of a finished run.
+
+    Raises:
+        UsageError: The file cannot be written.
+    """
+    staged = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        staged.write_text(report_text(results), encoding="utf-8", errors=LONE_SURROGATES, newline="\n")
+        staged.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            staged.unlink()
+        raise UsageError(f"cannot write baseline - {path}: {error.strerror}",
+                         hint="give --write-baseline a file you may write") from error
