@@ -183,7 +183,7 @@ def _value(name: str, number: Number, output: str) -> float:
 def _score(expression: str, numbers: Mapping[str, float]) -> float:
     try:
         score = _JINJA.compile_expression(expression)(**numbers)
-    except (ArithmeticError, TypeError, jinja2.TemplateError) as error:
+    except Exception as error:  # Jinja compiles it to Python, which can fail in any way
         raise Unreadable("no score") from error
     if not isinstance(score, int | float) or not math.isfinite(score):
         raise Unreadable("no score")

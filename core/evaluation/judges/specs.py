@@ -130,7 +130,9 @@ def parse_judges(texts: Iterable[str]) -> tuple[JudgeSpec, ...]:
 
 
 def _split(text: str) -> tuple[str, str | None]:
-    """Split at the `=` that a rubric file's suffix stands before, else at the first one."""
+    """Split at the `=` that a rubric file's suffix stands before, else at the first one; a file alone stays whole."""
+    if text.endswith(SUFFIXES) and Path(text).exists():
+        return text, None
     for suffix in SUFFIXES:
         head, found, tail = text.partition(f"{suffix}=")
         if found:
