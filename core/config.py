@@ -43,7 +43,7 @@ class RestoreConfig:
         engine: How (F + lambda I)^-1 v is computed.
         max_drift: Budget for KL(tuned || restored) on retain rows, nats per answer token.
         max_steps: Outer steps at most.
-        fit_rows: Harmful rows used to fit, at most; a quarter more retain rows.
+        fit_rows: Harmful rows used to fit, at most; half as many again of retain rows.
         held_out_rows: Rows of each set that results are measured on, at most.
         hold_out_categories: Whole harm categories kept out of the fit part.
         max_new_tokens: Longest generated answer, tokens.

@@ -80,8 +80,8 @@ def _records(results: Sequence[ReadResult]) -> list[Record]:
 def select(config: RestoreConfig) -> Selection:
     """Read all sets and decide which rows fit and which measure.
 
-    The fit part of `harmful` never holds a category, subject or row of its held-out part. A sixth of the retain rows is
-    task rows where there are any; of the rest four fifths are benign look-alikes, where over-refusal shows first and
+    The fit part of `harmful` never holds a category, subject or row of its held-out part. A quarter of the retain rows
+    is task rows where there are any; of the rest four fifths are benign look-alikes, where over-refusal shows first and
     most of the held-out drift lies, and one fifth general requests.
 
     Args:
@@ -105,7 +105,7 @@ def select(config: RestoreConfig) -> Selection:
     parts = _split("harmful", harmful, config.seed, min(config.hold_out_categories, spare))
     benign = _split("benign", rows["benign"], config.seed)
     task = _split("task", rows["task"], config.seed) if rows["task"] else Split((), ())
-    retain = _retain(task.fit, benign.fit, rows["general"], 5 * config.fit_rows // 4, config.seed)
+    retain = _retain(task.fit, benign.fit, rows["general"], 3 * config.fit_rows // 2, config.seed)
     held_out = {"harmful": parts.held_out, "benign": benign.held_out, "task": task.held_out,
                 "untouched": rows["untouched"]}
     held_out = {name: sample(part, config.held_out_rows, config.seed) for name, part in held_out.items()}
@@ -142,7 +142,7 @@ def _split(name: str, records: Sequence[Record], seed: int, categories: int = 0)
 
 def _retain(task: Sequence[Record], benign: Sequence[Record], general: Sequence[Record], count: int,
             seed: int) -> tuple[Record, ...]:
-    from_task = sample(task, count // 6, seed)
+    from_task = sample(task, count // 4, seed)
     from_benign = sample(benign, 4 * (count - len(from_task)) // 5, seed)
     return (*from_task, *from_benign, *sample(general, count - len(from_task) - len(from_benign), seed))
 

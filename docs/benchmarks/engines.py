@@ -175,7 +175,7 @@ def main() -> None:
     rows = read_results(options.results)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout
     text = PAGE.format(chosen=table(rows, CHOSEN_ON), reported=table(rows, REPORTED_ON), commit=commit.strip(),
-                       torch=torch.__version__, fit=RestoreConfig("-", "-").fit_rows, retain=5 * RestoreConfig("-", "-").fit_rows // 4)
+                       torch=torch.__version__, fit=RestoreConfig("-", "-").fit_rows, retain=3 * RestoreConfig("-", "-").fit_rows // 2)
     (HERE / "engines.md").write_text(text, encoding="utf-8")
 
 

@@ -55,17 +55,17 @@ def source(rows: Selection, name: str) -> Source:
 
 def test_sizes_are_those_asked_for(files: dict[str, tuple[str, ...]]) -> None:
     rows = chosen(files)
-    assert len(rows.harmful) == 20 and len(rows.retain) == 25
+    assert len(rows.harmful) == 20 and len(rows.retain) == 30
     assert {name: len(part) for name, part in rows.held_out.items()} == {
         "harmful": 15, "benign": 15, "task": 15, "untouched": 15}
 
 
-def test_a_sixth_of_the_retain_rows_is_task_and_four_fifths_of_the_rest_benign(
+def test_a_quarter_of_the_retain_rows_is_task_and_four_fifths_of_the_rest_benign(
         files: dict[str, tuple[str, ...]]) -> None:
     rows = chosen(files).retain
-    assert (len(named(rows, "task")), len(named(rows, "benign"))) == (4, 16)
+    assert (len(named(rows, "task")), len(named(rows, "benign"))) == (7, 18)
     without = chosen(files, task=()).retain
-    assert len(without) == 25 and len(named(without, "benign")) == 20
+    assert len(without) == 30 and len(named(without, "benign")) == 24
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -136,7 +136,7 @@ def test_sources_name_files_by_digest_and_count_what_is_used(
     rows = chosen(files | {"task": (*files["task"], more)})
     digests = [hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in (*files["task"], more)]
     assert source(rows, "task") == Source("task", ("task.jsonl", "more.jsonl"),
-                                          hashlib.sha256("".join(digests).encode()).hexdigest(), 4, 15, 0, 0)
+                                          hashlib.sha256("".join(digests).encode()).hexdigest(), 7, 15, 0, 0)
     [path] = files["harmful"]
     assert source(rows, "harmful") == Source("harmful", ("harmful.jsonl",),
                                              hashlib.sha256(Path(path).read_bytes()).hexdigest(), 20, 15, 0, 0)
@@ -148,7 +148,7 @@ def test_the_built_in_sets_stand_in_for_what_is_not_given() -> None:
     rows = select(RestoreConfig("b", "t", fit_rows=30, held_out_rows=40))
     assert {each.name: each.files for each in rows.sources} == {
         name: (f"builtin:{name}",) for name in ("harmful", "benign", "general")}
-    assert len(rows.harmful) == 30 and len(rows.retain) == 37 and len(rows.held_out["harmful"]) == 40
+    assert len(rows.harmful) == 30 and len(rows.retain) == 45 and len(rows.held_out["harmful"]) == 40
     assert rows.held_out["task"] == rows.held_out["untouched"] == ()
     assert [code for code, _ in rows.warnings] == ["W_NO_TASK_ROWS"]
 
