@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -62,13 +62,14 @@ def run_rubric(rubric: Rubric, model: Any, tokenizer: Any, pairs: Sequence[tuple
 
 def question_ids(rubric: Rubric, tokenizer: Any, prompt: str, answer: str) -> list[int]:
     """Return the token ids that a judging model is asked with."""
-    safe = [_taken_apart(text, tokenizer.all_special_tokens) for text in (prompt, answer)]
-    text, special = INPUT_TEXTS[rubric.input](rubric, tokenizer, *safe)
-    ids = list(tokenizer(text, add_special_tokens=special)["input_ids"])
-    return ids[:-1] if special and ids[-1:] == [tokenizer.eos_token_id] else ids
+    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    safe = [_taken_apart(text, special | set(tokenizer.all_special_tokens)) for text in (prompt, answer)]
+    text, add_special = INPUT_TEXTS[rubric.input](rubric, tokenizer, *safe)
+    ids = list(tokenizer(text, add_special_tokens=add_special)["input_ids"])
+    return ids[:-1] if add_special and ids[-1:] == [tokenizer.eos_token_id] else ids
 
 
-def _taken_apart(text: str, tokens: Sequence[str]) -> str:
+def _taken_apart(text: str, tokens: Iterable[str]) -> str:
     for token in sorted(tokens, key=len, reverse=True):
         text = text.replace(token, f"{token[0]} {token[1:]}")
     return text
