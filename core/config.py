@@ -98,6 +98,103 @@ class RestoreConfig:
         _not_negative("hold_out_categories", self.hold_out_categories)
 
 
+SYSTEM_NAMES = ("auto", "base", "tuned", "restored")
+GATE_MODES = ("enforce", "advisory")
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Everything that decides what `eval` measures. Field names are the flags with underscores.
+
+    Attributes:
+        model: Reference of what is evaluated; empty where answers that exist already are (`generations`).
+        base: Reference of its aligned base, evaluated beside it; where there is none an adapter's record is followed.
+        tuned: Reference of the fine-tuned checkpoint that it was restored from, evaluated beside it.
+        system: What MODEL is called: `auto` is `restored` with `tuned` or where `saferestore.json` lies beside the
+            weights, else `base` for a full checkpoint without `base`, else `tuned`.
+        harmful: Sets of harmful prompts, `[NAME=]FILE[:FORMAT]`.
+        benign: Sets of benign look-alikes.
+        task: Sets of rows with answers.
+        untouched: Sets of a skill that is in no fit set.
+        set: Sets whose format says what they are for, `NAME=FILE[:FORMAT]`.
+        generations: Files of answers that exist already; they are judged without a model.
+        judge: Names of judges, or RUBRIC=MODEL.
+        attack: Attacks on the harmful sets.
+        shots: Solved rows before each task row, joined by commas.
+        lm_eval: Tasks of lm-evaluation-harness joined by commas.
+        gate: YAML file of rules.
+        gate_mode: `advisory` shows the verdict and exits 0.
+        baseline: Results that the gate compares with.
+        limit: Rows of each set at most, or a fraction of them below 1; a sample by seed.
+        max_errors: Judgements that may be unreadable before the run fails; -1 for any number.
+        max_new_tokens: Longest answer, tokens.
+        batch_size: Prompts a batch, or `auto`.
+        redact: `auto` and `all` mask harmful prompts and model output in the files written; `none` shows them.
+    """
+
+    model: str
+    base: str | None = None
+    tuned: str | None = None
+    system: str = "auto"
+    harmful: tuple[str, ...] = ()
+    benign: tuple[str, ...] = ()
+    task: tuple[str, ...] = ()
+    untouched: tuple[str, ...] = ()
+    set: tuple[str, ...] = ()
+    generations: tuple[str, ...] = ()
+    judge: tuple[str, ...] = ("refusal-wording",)
+    attack: tuple[str, ...] = ()
+    shots: str = "0"
+    lm_eval: str | None = None
+    gate: str | None = None
+    gate_mode: str = "enforce"
+    baseline: str | None = None
+    limit: float | None = None
+    max_errors: int = -1
+    max_new_tokens: int = 64
+    batch_size: str = "auto"
+    dtype: str = "auto"
+    device: str = "auto"
+    device_map: str | None = None
+    max_memory: str | None = None
+    load_in: str | None = None
+    chat_template: str = "auto"
+    system_prompt: str | None = None
+    seed: int = 0
+    offline: bool = False
+    force: bool = False
+    redact: str = "auto"
+
+    def __post_init__(self) -> None:
+        """Refuse values that could only fail later.
+
+        Raises:
+            UsageError: A value outside its range, or a name that is no row of its table.
+        """
+        _one_of("dtype", self.dtype, DTYPES)
+        _one_of("system", self.system, SYSTEM_NAMES)
+        _one_of("gate_mode", self.gate_mode, GATE_MODES)
+        _one_of("redact", self.redact, ("auto", "all", "none"))
+        _positive("max_new_tokens", self.max_new_tokens)
+        _not_negative("seed", self.seed)
+        if self.limit is not None:
+            _positive("limit", self.limit)
+        if self.batch_size != "auto" and not (self.batch_size.isdigit() and int(self.batch_size)):
+            raise UsageError(f"must be auto or a number above 0 - --batch-size {self.batch_size}",
+                             hint="give --batch-size auto")
+        if not all(part.strip().isdigit() for part in self.shots.split(",")):
+            raise UsageError(f"must be whole numbers joined by commas - --shots {self.shots}",
+                             hint="give --shots 0,1,4")
+        if self.system != "auto" and self.system in self.beside:
+            raise UsageError(f"two systems of one name - --system {self.system}",
+                             hint="leave out --system, or the flag of that name")
+
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """Names of the systems evaluated beside MODEL."""
+        return tuple(name for name in ("base", "tuned") if getattr(self, name) is not None)
+
+
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise UsageError(f"unknown value - --{name.replace('_', '-')} {value}", hint=nearest(value, allowed))
@@ -148,7 +245,7 @@ def read_yaml(path: Path, known: typing.Iterable[str]) -> dict[str, object]:
     return {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
 
 
-def to_yaml(config: RestoreConfig) -> str:
+def to_yaml(config: RestoreConfig | EvalConfig) -> str:
     """Return the settings as YAML, sorted by name, as `read_yaml` reads them."""
     plain = {key: list(value) if isinstance(value, tuple) else value
              for key, value in dataclasses.asdict(config).items()}

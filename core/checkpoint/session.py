@@ -104,11 +104,14 @@ class Session:
         if self._elsewhere:
             raise SaferestoreError("two full models would be in memory", hint="leave `with session.base()` first")
         if self._live is None:
-            self._live = _live_model(self.pair, self.placement, self.seed, self.tokenizer)
+            self._live = live_model(self.pair, self._load(), self.seed, self.tokenizer)
         elif not self._loaded:
-            _refill(self._live, _attach(self.pair, self.placement))
+            _refill(self._live, _attach(self.pair, self._load()))
         self._loaded = True
         return self._live
+
+    def _load(self) -> PreTrainedModel:
+        return load_model(self.pair.base_dir if self.kind == "lora" else self.pair.tuned_dir, self.placement)
 
     def release(self) -> None:
         """Drop the model's weights from memory; the adapter's parameters stay, and `adapter()` loads again."""
@@ -177,17 +180,25 @@ class Session:
             write_params(live, saved)
 
 
-def _live_model(pair: CheckpointPair, placement: Placement, seed: int, tokenizer: PreTrainedTokenizerBase) -> LiveModel:
-    model = _attach(pair, placement)
+def live_model(pair: CheckpointPair, frozen: PreTrainedModel, seed: int,
+               tokenizer: PreTrainedTokenizerBase) -> LiveModel:
+    """Return a loaded model under the pair's adapter.
+
+    Args:
+        pair: An adapter pair, or a full one (the adapter is then fresh and changes nothing).
+        frozen: The base of an adapter pair, the tuned model of a full one; PEFT rebuilds its modules in place.
+        seed: Of a fresh adapter.
+        tokenizer: Of the pair.
+    """
+    model = _attach(pair, frozen)
     leaves = {name: _leaf(model, name) for name in leaf_names(pair)}
     live = LiveModel(model, tokenizer, leaves, model.get_base_model().device)  # type: ignore[arg-type]
     write_params(live, _initial(pair, leaves, seed))
     return live
 
 
-def _attach(pair: CheckpointPair, placement: Placement) -> PeftModel:
-    """Load the model under the adapter and put factors of the pair's rank into exactly its target modules."""
-    folder = pair.base_dir if pair.kind == "lora" else pair.tuned_dir
+def _attach(pair: CheckpointPair, frozen: PreTrainedModel) -> PeftModel:
+    """Put factors of the pair's rank into exactly the target modules of a model."""
     config = LoraConfig(
         r=pair.rank, lora_alpha=pair.rank, lora_dropout=0.0, bias="none", fan_in_fan_out=pair.transposed,
         # A list would match by name ending too; a pattern has to match the whole name.
@@ -195,7 +206,7 @@ def _attach(pair: CheckpointPair, placement: Placement) -> PeftModel:
     )
     # The factors are overwritten: PEFT's own draw must not move the caller's random numbers.
     with quiet(), torch.random.fork_rng():
-        model = get_peft_model(load_model(folder, placement), config)
+        model = get_peft_model(frozen, config)
     return model.eval()  # type: ignore[return-value]
 
 

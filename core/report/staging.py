@@ -62,7 +62,7 @@ def staged(out: Path, *, force: bool = False) -> Iterator[Path]:
         _swap(made[-1], target)
     except BaseException as error:
         _remove(made)
-        if _is_full_disk(error):
+        if is_full_disk(error):
             raise SaferestoreError(f"no space left on the disk - {out}", hint=MAKE_ROOM) from error
         raise
 
@@ -137,13 +137,13 @@ def _as_usable(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if _is_full_disk(error):
+        if is_full_disk(error):
             raise SaferestoreError(f"no space left on the disk - {out}", hint=MAKE_ROOM) from error
         raise UsageError(f"cannot write OUT - {out}: {error.strerror}",
                          hint="give -o a folder you may write to") from error
 
 
-def _is_full_disk(error: BaseException) -> bool:
+def is_full_disk(error: BaseException) -> bool:
     """Tell a full disk also from the text of libraries that wrap the error (safetensors does)."""
     return getattr(error, "errno", None) in FULL_DISK or "No space left on device" in str(error)
 

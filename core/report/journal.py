@@ -1,0 +1,114 @@
+"""The journal of a long run: every finished answer on disk at once, so that a killed run goes on where it stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import SaferestoreError, UsageError
+from .staging import MAKE_ROOM, is_full_disk
+
+Json = Mapping[str, Any]
+FILE = "journal.jsonl"
+
+
+def journal_folder(out: Path) -> Path:
+    """Return where the journal of OUT lies: `OUT.partial` beside it."""
+    target = out.resolve()
+    return target.parent / f"{target.name}.partial"
+
+
+def digest(settings: Json) -> str:
+    """Return what two runs must share for the second to go on with the journal of the first."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
+
+
+class Journal:
+    """Lines of JSON, each flushed to the disk before the next piece of work begins.
+
+    A line that a kill tore is dropped and its work done again; any other line that cannot be read is an error. The
+    first line holds the digest of the settings.
+    """
+
+    def __init__(self, folder: Path | None, settings: Json, *, resume: bool = False, restart: bool = False) -> None:
+        """Open a journal.
+
+        Args:
+            folder: Where it lies; None keeps nothing (a run that writes no OUT).
+            settings: What decides the answers.
+            resume: Go on with what lies there.
+            restart: Remove what lies there.
+
+        Raises:
+            UsageError: A journal lies there and neither is asked for; `resume` and there is none, or it is of other
+                settings.
+            SaferestoreError: The journal is damaged, or the disk is full.
+        """
+        self.entries: list[Json] = []
+        self.folder = folder
+        self._file = None
+        if folder is None:
+            return
+        path = folder / FILE
+        if restart and folder.exists():
+            shutil.rmtree(folder)
+        if path.exists() and not resume:
+            raise UsageError(f"an interrupted run lies here - {folder}", hint="add --resume to go on with it, or "
+                             "--restart to begin again")
+        if resume and not path.exists():
+            raise UsageError(f"nothing to resume - {folder}", hint="leave out --resume")
+        head = {"journal": 1, "settings_sha256": digest(settings)}
+        if path.exists():
+            self.entries = _read(path, head)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("a", encoding="utf-8")
+        if not path.stat().st_size:
+            self.write([head])
+            self.entries = []
+
+    def write(self, entries: Iterable[Json]) -> None:
+        """Add entries in one go and wait until they are on the disk; raises SaferestoreError when it is full."""
+        entries = list(entries)
+        self.entries += entries
+        if self._file is None:
+            return
+        try:
+            self._file.write("".join(json.dumps(entry, ensure_ascii=True) + "\n" for entry in entries))
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            if is_full_disk(error):
+                raise SaferestoreError(f"no space left on the disk - {self.folder}", hint=MAKE_ROOM) from error
+            raise
+
+    def close(self) -> None:
+        """Close the file and keep it."""
+        if self._file is not None:
+            self._file.close()
+
+    def remove(self) -> None:
+        """Close and delete: OUT stands whole."""
+        self.close()
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _read(path: Path, head: Json) -> list[Json]:
+    """Return the entries after the first, and cut off a line that has no end."""
+    content = path.read_bytes()
+    whole = content[:content.rfind(b"\n") + 1]
+    if len(whole) < len(content):
+        os.truncate(path, len(whole))
+    try:
+        entries = [json.loads(line) for line in whole.decode("utf-8").splitlines()]
+    except ValueError as error:
+        raise SaferestoreError(f"the journal is damaged - {path}", hint="add --restart to begin again") from error
+    if entries and entries[0] != head:
+        raise UsageError(f"the journal is of other settings - {path}",
+                         hint="give the same command as before with --resume, or --restart")
+    return entries[1:]
