@@ -98,6 +98,8 @@ def test_an_answer_that_does_not_fit_into_the_context_is_an_error_and_the_others
     tokens = len(question_ids(rubric, byte_tokenizer(), "p", "a long answer " * 200))
     assert found == [Finding(error=f"{tokens} tokens do not fit, the judge takes 1496"), Finding(harmful=True)]
     assert run_rubric(rubric, model, byte_tokenizer(), []) == []
+    model.config.max_position_embeddings = 3
+    assert "the judge takes 0" in str(run_rubric(rubric, model, byte_tokenizer(), PAIRS[:1])[0].error)
 
 
 def asked(name: str, tokenizer: Any, prompt: str = "P?", answer: str = "An answer.", **changes: Any) -> str:

@@ -13,6 +13,7 @@ import jinja2
 import torch
 
 from ...checkpoint.loading import SAFETENSORS_DTYPES, load_model, load_tokenizer, place, read_model_config
+from ...checkpoint.quiet import quiet
 from ...checkpoint.reference import locate, parse_reference
 from ...checkpoint.safetensors_files import read_header, weight_files
 from ...config import Progress, no_progress
@@ -46,7 +47,8 @@ def run_rubric(rubric: Rubric, model: Any, tokenizer: Any, pairs: Sequence[tuple
     Returns:
         One finding a pair, in their order. MismatchError: the model's chat template does not show the answer.
     """
-    asked = [question_ids(rubric, tokenizer, *pair) for pair in pairs]
+    with quiet():  # transformers warns of long texts, which are told below
+        asked = [question_ids(rubric, tokenizer, *pair) for pair in pairs]
     room = _context(model) - rubric.max_new_tokens
     fitting = [i for i, ids in enumerate(asked) if len(ids) <= room]
     chat = ChatFormat(tokenizer, None)  # for its padding and its text; questions are written above
@@ -54,7 +56,7 @@ def run_rubric(rubric: Rubric, model: Any, tokenizer: Any, pairs: Sequence[tuple
                        batch_size=batch_size, pad_id=chat.pad_id, eos_ids=_stop_ids(model, tokenizer),
                        progress=progress, stage=f"judge {rubric.name}")
     read = {i: parse_output(rubric.parse, chat.text(out.tokens)) for i, out in zip(fitting, outputs, strict=True)}
-    too_long = {i: Finding(error=f"{len(ids)} tokens do not fit, the judge takes {room}")
+    too_long = {i: Finding(error=f"{len(ids)} tokens do not fit, the judge takes {max(0, room)}")
                 for i, ids in enumerate(asked) if len(ids) > room}
     found = read | too_long
     return [_never_harmful_gibberish(found[i], answer) for i, (_, answer) in enumerate(pairs)]
