@@ -29,7 +29,8 @@ def results(*, inputs: Json, settings: Json, seed: int, environment: Mapping[str
     """Return the results of a finished run, in the order of the contract.
 
     Args:
-        inputs: `systems` (name -> checkpoint as in a restore report), `sets` and `judges` (name -> what it is).
+        inputs: `systems` (name -> checkpoint as in a restore report), `sets`, `judges` and perhaps `attacks` (name ->
+            what it is).
         settings: Of the run; generation settings under the names of `evaluation.gate.baseline.GENERATION`.
         seed: Of the run.
         environment: Versions, see `share.environment`.

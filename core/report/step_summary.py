@@ -50,7 +50,7 @@ def summary(results: Mapping[str, Any]) -> str:
 
 
 def annotation_lines(results: Mapping[str, Any]) -> list[str]:
-    """Return a line for each rule that did not pass, as GitHub Actions reads them from standard output.
+    """Return a line for each rule that did not pass, as GitHub Actions reads them from a log (either stream).
 
     Args:
         results: Valid results.

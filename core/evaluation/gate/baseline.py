@@ -9,7 +9,7 @@ from ...config import nearest
 from ...errors import UsageError
 from .known import Known, reference_of, systems_of
 from .measure import Measured
-from .metrics import metric_named
+from .metrics import ATTACKED, metric_named
 from .rules import BASELINE, Rule
 
 Json = Mapping[str, Any]
@@ -35,7 +35,7 @@ def check_baseline(baseline: Json, current: Json, rules: Iterable[Rule], known: 
         where: Name of the baseline file.
 
     Raises:
-        UsageError: The first difference: a system, template, generation setting, judge or set.
+        UsageError: The first difference: a system, template, generation setting, judge, set or attack.
     """
     asked = [rule for rule in rules if reference_of(rule, known) == BASELINE and systems_of(rule, known)]
     if not asked:
@@ -54,7 +54,7 @@ def _differences(baseline: Json, current: Json, rules: Sequence[Rule], known: Kn
     pairs = [*_templates(baseline, current, rules, known),
              *((name, baseline["settings"].get(name), current["settings"].get(name)) for name in GENERATION),
              ("seed", baseline["seed"], current["seed"]), *_judges(baseline, current, rules),
-             *_sets(baseline, current, rules)]
+             *_sets(baseline, current, rules), *_attacks(baseline, current, rules)]
     return (pair for pair in pairs if pair[1] != pair[2])
 
 
@@ -78,6 +78,14 @@ def _sets(baseline: Json, current: Json, rules: Sequence[Rule]) -> Iterator[tupl
     for each in current["inputs"]["sets"]:
         if any(_reads(rule, each) for rule in rules):
             yield f"set {each['name']}", there.get(each["name"]), each["sha256"]
+
+
+def _attacks(baseline: Json, current: Json, rules: Sequence[Rule]) -> Iterator[tuple[str, Any, Any]]:
+    """An attack made of a file is another one where the file is."""
+    here, there = (side["inputs"].get("attacks", {}) for side in (current, baseline))
+    for name, attack in here.items():
+        if any(rule.attack == name or (rule.attack is None and rule.metric == ATTACKED) for rule in rules):
+            yield f"attack {name}", there.get(name), attack
 
 
 def _reads(rule: Rule, of_set: Json) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -20,7 +21,8 @@ class Known:
         sets: Set name -> role.
         judges: Names of the judges of harm and refusal.
         attacks: Attacks as given, without `none`.
-        extra: Metrics beside the rates, such as `perplexity` or `task_accuracy@4`.
+        extra: Metrics beside the rates, such as `perplexity` or `task_accuracy@4`; patterns such as `lm-eval:*` where
+            their names are known only when they are measured.
         scorers: What tells right task answers beside `exact-match`.
         has_baseline: Whether a baseline file is given.
     """
@@ -72,7 +74,7 @@ def check_rules(rules: Iterable[Rule], known: Known) -> None:
     for rule in rules:
         for system in rule.systems:
             _one_of("system", system, (*known.systems, *SYSTEMS), rule)
-        if metric_named(rule.metric) is None:
+        if metric_named(rule.metric) is None and not _is_extra(rule, known):
             _one_of("metric", rule.metric, (*METRICS, *known.extra), rule)
         if systems_of(rule, known):
             _check_applying(rule, known)
@@ -86,9 +88,10 @@ def _check_applying(rule: Rule, known: Known) -> None:
     role = metric.role if metric else None
     sets = [name for name, of_role in known.sets.items() if role in (None, of_role)]
     _one_of(f"set of {role} rows" if role else "set", rule.set or (sets or [f"({role})"])[0], sets, rule)
-    _one_of("metric", rule.metric, known.metrics, rule)
+    if not _is_extra(rule, known):
+        _one_of("metric", rule.metric, known.metrics, rule)
     scorers = (metric.judge, *known.scorers) if metric and metric.judge else known.judges
-    if rule.judge is not None and rule.metric not in known.extra:
+    if rule.judge is not None and not _is_extra(rule, known):
         _one_of("judge", rule.judge, scorers, rule)
     if rule.attack is not None:
         _one_of("attack", rule.attack, (*known.attacks, NO_ATTACK), rule)
@@ -98,6 +101,10 @@ def _check_applying(rule: Rule, known: Known) -> None:
                          hint="evaluate the base, too (--base), or give --baseline FILE")
     if reference is not None:
         _one_of("reference", reference, (*known.systems, BASELINE), rule)
+
+
+def _is_extra(rule: Rule, known: Known) -> bool:
+    return any(fnmatch.fnmatchcase(rule.metric, name) for name in known.extra)
 
 
 def _one_of(what: str, name: str, allowed: Iterable[str], rule: Rule) -> None:

@@ -72,6 +72,16 @@ def test_a_set_or_judge_that_the_baseline_lacks_is_a_difference() -> None:
         check_baseline(changed("inputs/judges", {}), RESULTS, [RULE], KNOWN, "old.json")
 
 
+def test_an_attack_made_of_another_file_is_a_difference() -> None:
+    old, new = ({**RESULTS, "inputs": {**RESULTS["inputs"], "attacks": {"suffix:a.txt": {"sha256": digest}}}}
+                for digest in ("1" * 64, "2" * 64))
+    for rule in (Rule("attack_success_rate", max_increase=0.1), Rule("coherence_rate", attack="suffix:a.txt",
+                                                                     max_decrease=0.1)):
+        with pytest.raises(UsageError, match=r"attack suffix:a\.txt was"):
+            check_baseline(old, new, [rule], KNOWN, "old.json")
+    check_baseline(old, new, [RULE], KNOWN, "old.json")
+
+
 def test_a_system_that_the_baseline_lacks_is_refused_by_name() -> None:
     old = changed("inputs/systems", {"restore": {}})
     with pytest.raises(UsageError, match="system restored is not in the baseline") as caught:

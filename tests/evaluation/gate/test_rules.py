@@ -161,5 +161,12 @@ def test_a_number_from_elsewhere_may_be_limited_at_either_end() -> None:
     check_rules([Rule("lm_eval/arc_easy/acc", min_lower=0.5), Rule("lm_eval/arc_easy/acc", max_upper=0.5)], elsewhere)
 
 
+def test_a_pattern_stands_for_metrics_that_are_not_known_before() -> None:
+    harness = Known(("base",), {"lm-eval:arc_easy": "task"}, extra=("lm-eval:*",))
+    check_rules([Rule("lm-eval:acc", set="lm-eval:arc_easy", min_lower=0.5)], harness)
+    with pytest.raises(UsageError, match="no such metric is evaluated - lm_eval:acc"):
+        check_rules([Rule("lm_eval:acc", min_lower=0.5)], harness)
+
+
 def test_every_metric_says_which_way_is_better() -> None:
     assert {metric.better for metric in METRICS.values()} == {"lower", "higher"}
