@@ -24,7 +24,7 @@ def no_progress(stage: str, done: int, total: int) -> None:
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 OBJECTIVES = ("anchor", "ascent", "match")
-ENGINES = ("fisher", "diagonal", "cg", "lbfgs", "identity")
+ENGINES = ("fisher", "diagonal", "ekfac", "cg", "lbfgs", "identity")
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from .cg import ConjugateGradients
 from .diagonal import Diagonal, diagonal_fisher
 from .fisher import fisher
 from .ggn import GaussNewton
+from .kfac import ekfac
 from .lbfgs import LBFGS, Pairs
 from .operator import CurvatureOperator, Identity
 
@@ -74,6 +75,7 @@ def _lbfgs(inputs: EngineInputs) -> LBFGS:
 ENGINES: dict[str, Engine] = {
     "fisher": Engine(lambda i: fisher(i.live, i.losses, seed=i.seed, on_disk=i.low_memory), 1, False, False),
     "diagonal": Engine(lambda i: diagonal_fisher(i.live, i.losses, seed=i.seed), 1, False, False),
+    "ekfac": Engine(lambda i: ekfac(i.live, i.losses, seed=i.seed), 2, False, False),
     "cg": Engine(_cg, 1, True, True),
     "lbfgs": Engine(_lbfgs, 1, True, True),
     "identity": Engine(lambda _: Identity(), 0, False, False),

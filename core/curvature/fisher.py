@@ -49,8 +49,29 @@ def per_row_gradients(live: LiveModel, batch: Batch, scalar: Callable[[AnswerLog
     Returns:
         Parameter name -> [B, out, in].
     """
+    found: RowScores = {}
+    for name, inputs, grad in token_gradients(live, batch, scalar):
+        part = torch.bmm(grad.transpose(1, 2), inputs.to(grad.dtype))
+        found[name] = found[name] + part if name in found else part
+    return {name: found[name] if name in found else leaf.new_zeros((len(batch.rows), *leaf.shape))
+            for name, leaf in live.leaves.items()}
+
+
+def token_gradients(live: LiveModel, batch: Batch,
+                    scalar: Callable[[AnswerLogits], Tensor]) -> list[tuple[str, Tensor, Tensor]]:
+    """Return what each adapter parameter's gradient is made of, token by token, from one backward pass.
+
+    Args:
+        live: The model; parameters are taken as they stand.
+        batch: B rows of T tokens.
+        scalar: A sum over the batch's tokens to be differentiated.
+
+    Returns:
+        (parameter name, input [B, T, in], gradient of the output [B, T, out]) of every call of its linear map; a map
+        may run several times in one forward, or never.
+    """
     owners = {id(module.weight): module for module in live.model.modules() if isinstance(module, nn.Linear)}
-    calls: list[tuple[str, Tensor, Tensor]] = []  # a module may run several times in one forward, or never
+    calls: list[tuple[str, Tensor, Tensor]] = []
 
     def keep(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         return lambda _, args, output: calls.append((name, args[0].detach(), output))
@@ -62,12 +83,7 @@ def per_row_gradients(live: LiveModel, batch: Batch, scalar: Callable[[AnswerLog
         for handle in handles:
             handle.remove()
     grads = torch.autograd.grad(value, [output for *_, output in calls], allow_unused=True, materialize_grads=True)
-    found: RowScores = {}
-    for (name, inputs, _), grad in zip(calls, grads, strict=True):
-        part = torch.bmm(grad.transpose(1, 2), inputs.to(grad.dtype))
-        found[name] = found[name] + part if name in found else part
-    return {name: found[name] if name in found else leaf.new_zeros((len(batch.rows), *leaf.shape))
-            for name, leaf in live.leaves.items()}
+    return [(name, inputs, grad) for (name, inputs, _), grad in zip(calls, grads, strict=True)]
 
 
 def score_rows(live: LiveModel, losses: Sequence[Loss], *, seed: int) -> Iterator[tuple[Tensor, RowScores]]:

@@ -71,7 +71,7 @@ def test_a_huge_damping_leaves_the_gradient_direction(name: str):
     assert dense.relative_error(1e9 * x, g) < 1e-6
 
 
-@pytest.mark.parametrize("name", ["fisher", "diagonal", "cg", "lbfgs"])
+@pytest.mark.parametrize("name", ["fisher", "diagonal", "ekfac", "cg", "lbfgs"])
 def test_the_mean_diagonal_is_that_of_the_sampled_scores(name: str):
     of_scores = float(_matrix("diagonal").diagonal().mean())
     assert _made(name).mean_diagonal == pytest.approx(of_scores, rel=1e-9)
