@@ -1,0 +1,135 @@
+"""Hessian products against the whole matrix of second derivatives, and the choice between the ways."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from saferestore.core.checkpoint.session import LiveModel, read_params, write_params
+from saferestore.core.curvature import hessian as module
+from saferestore.core.curvature.hessian import EXACT, WAYS, Hessian, choose_way, graph_bytes
+from saferestore.core.losses import Loss, cross_entropy, kl_divergence, log_probabilities
+from saferestore.core.params import axpy, norm, zeros
+from torch import Tensor, nn
+
+from .. import dense
+from ..cases import FAMILIES, live_model, moved, ragged_batches, vector_like
+
+
+def reference(live: LiveModel) -> Tensor:
+    return dense.hessian(lambda theta: dense.cross_entropy(live, theta, ragged_batches()), dense.flat(live.leaves))
+
+
+@pytest.mark.parametrize("way", EXACT)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_exact_products_equal_the_dense_matrix_times_the_vector(family: str, way: str) -> None:
+    live = live_model(family)
+    operator, exact = Hessian(live, [cross_entropy("ce", ragged_batches())], way=way), reference(live)
+    for seed in range(2):
+        v = vector_like(live.leaves, seed=seed)
+        found = operator.matvec(v)
+        assert list(found) == list(live.leaves)
+        assert dense.relative_error(dense.flat(found), exact @ dense.flat(v)) < 1e-8
+    assert operator.products == 2
+
+
+def test_a_difference_of_gradients_comes_close() -> None:
+    live = live_model()
+    v = vector_like(live.leaves, seed=1)
+    for scale in (1e-3, 1.0, 1e3):
+        along = {name: tensor * scale for name, tensor in v.items()}
+        found = Hessian(live, [cross_entropy("ce", ragged_batches())], way="difference").matvec(along)
+        assert dense.relative_error(dense.flat(found), reference(live) @ dense.flat(along)) < 1e-6
+
+
+def test_a_difference_leaves_the_model_where_it_was() -> None:
+    live = live_model()
+    before = read_params(live)
+    operator = Hessian(live, [cross_entropy("ce", ragged_batches())], way="difference")
+    operator.matvec(vector_like(live.leaves, seed=1))
+    assert all(torch.equal(before[name], leaf) for name, leaf in live.leaves.items())
+    assert norm(operator.matvec(zeros(before))) == 0
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_matrix_stays_that_of_its_point_while_the_model_moves(way: str) -> None:
+    live = live_model()
+    exact, v = reference(live), vector_like(live.leaves, seed=1)
+    operator = Hessian(live, [cross_entropy("ce", ragged_batches())], way=way)
+    write_params(live, moved(live, by=0.5, seed=7))
+    assert dense.relative_error(dense.flat(operator.matvec(v)), exact @ dense.flat(v)) < 1e-6
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_sum_of_losses_has_the_sum_of_their_matrices(way: str) -> None:
+    live, batches = live_model(), ragged_batches()
+    fixed = log_probabilities(live_model(seed=9).model, batches)
+    losses = [cross_entropy("a", batches), kl_divergence("b", batches, fixed.__getitem__)]
+    v = vector_like(live.leaves, seed=1)
+    parts = [Hessian(live, [loss], way="rebuilt").matvec(v) for loss in losses]
+    both = Hessian(live, losses, way=way).matvec(v)
+    assert norm(axpy(-1.0, axpy(1.0, *parts), both)) < 1e-6 * norm(both)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_parameter_that_no_row_reaches_has_zero_curvature(way: str) -> None:
+    live = live_model()
+    idle = nn.Linear(3, 2, bias=False, dtype=torch.float64)
+    live.model.add_module("idle", idle)
+    live.leaves["idle.lora_A.weight"] = idle.weight
+    found = Hessian(live, [cross_entropy("ce", ragged_batches())], way=way).matvec(vector_like(live.leaves, seed=1))
+    assert float(found["idle.lora_A.weight"].detach().abs().max()) == 0
+    assert norm(found) > 0
+
+
+def test_kept_graphs_are_chosen_where_they_fit() -> None:
+    live = live_model()
+    choice = choose_way(live, [cross_entropy("ce", ragged_batches())], vector_like(live.leaves, seed=1))
+    assert choice.way == "kept" and choice.distance is not None and choice.distance < 1e-6
+
+
+def _no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "is_small", lambda size: False)
+
+
+def test_where_graphs_do_not_fit_gradients_are_differenced(monkeypatch: pytest.MonkeyPatch) -> None:
+    live, losses = live_model(), [cross_entropy("ce", ragged_batches())]
+    v = vector_like(live.leaves, seed=1)
+    assert choose_way(live, losses, v, low_memory=True).way == "difference"
+    _no_room(monkeypatch)
+    assert choose_way(live, losses, v).way == "difference"
+
+
+def _broken(way: str, monkeypatch: pytest.MonkeyPatch, product: Callable[[Hessian], object]) -> None:
+    monkeypatch.setitem(module.WAYS, way, product)  # type: ignore[arg-type]
+
+
+def _raises(_: Hessian) -> object:
+    raise RuntimeError("derivative for flash attention backward is not implemented")
+
+
+def test_without_a_second_derivative_in_reverse_mode_another_way_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    live, losses = live_model(), [cross_entropy("ce", ragged_batches())]
+    _broken("rebuilt", monkeypatch, _raises)
+    assert choose_way(live, losses, vector_like(live.leaves, seed=1)).way == "forward"
+    _broken("forward", monkeypatch, _raises)
+    assert choose_way(live, losses, vector_like(live.leaves, seed=1)).way == "difference"
+
+
+def test_a_product_of_other_weights_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    live, losses = live_model(), [cross_entropy("ce", ragged_batches())]
+    for way in ("rebuilt", "forward"):
+        _broken(way, monkeypatch, lambda _: lambda v: v)
+    choice = choose_way(live, losses, vector_like(live.leaves, seed=1))
+    assert choice.way == "difference" and choice.distance is None
+
+
+def test_the_memory_of_a_graph_grows_with_its_rows() -> None:
+    live = live_model()
+    small, large = (graph_bytes(live, _loss(count)) for count in (2, 16))
+    assert 0 < 2 * small < large
+
+
+def _loss(count: int) -> Loss:
+    return cross_entropy("ce", ragged_batches(count, batch_size=count))
