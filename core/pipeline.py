@@ -16,18 +16,30 @@ import torch
 from .checkpoint.pair import CheckpointPair, open_pair
 from .checkpoint.session import Session, open_session, write_params
 from .checkpoint.writer import reload_error, write_adapter
-from .config import Progress, RestoreConfig, no_progress
+from .config import EvalConfig, Progress, RestoreConfig, no_progress
 from .data.chat import chat_format
 from .data.selection import Selection, select
 from .errors import NumericalError
 from .evaluation.controls import run_controls
+from .evaluation.examination import Examined, examine
+from .evaluation.findings import agreement_rows, check_errors, given_answers, measured_of
+from .evaluation.gate.baseline import check_baseline, measured_in
+from .evaluation.gate.decide import decide
+from .evaluation.gate.measure import comparisons
+from .evaluation.judging import judge_samples
 from .evaluation.planning import estimate
 from .evaluation.preparation import Answers, Prepared, held_out_losses, prepare, tokens_of
+from .evaluation.samples import Sample
+from .evaluation.setup import Setup, inputs_of, set_up, warnings_of
 from .evaluation.systems import Examiner
 from .evaluation.verdict import Comparison, Mean, compare, is_worse, mean_per_token, verdict
 from .losses import answer_tokens, row_count, row_divergences
 from .report import assemble
-from .report.share import command_line
+from .report.gate_files import read_baseline, read_gate, write_baseline
+from .report.journal import Journal, journal_folder
+from .report.results import results, write_results
+from .report.samples_file import write_samples
+from .report.share import command_line, environment
 from .report.staging import check_out, staged
 from .report.verdicts import VERDICTS
 from .report.write import sha256, write_bundle
@@ -50,6 +62,10 @@ class Clock:
         begin = time.perf_counter()
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + round(time.perf_counter() - begin, 3)
+
+    def run(self) -> Json:
+        """Return the `run` object: everything that differs from run to run."""
+        return {"started_utc": self.started, "seconds": self.seconds, "peak_memory_bytes": peak_memory()}
 
 
 def restore(config: RestoreConfig, out: Path, *, progress: Progress = no_progress) -> Json:
@@ -110,6 +126,67 @@ def plan(config: RestoreConfig) -> Json:
     pair = open_pair(config.base, config.tuned, offline=config.offline, rank=config.rank, force=config.force,
                      read_weights=False)
     return estimate(pair, rows, config, device="cuda" if torch.cuda.is_available() else "cpu")
+
+
+def evaluate(config: EvalConfig, out: Path | None = None, *, new_baseline: Path | None = None, resume: bool = False,
+             restart: bool = False, progress: Progress = no_progress) -> Json:
+    """Measure harm, over-refusal and utility of systems side by side, and decide a gate.
+
+    Args:
+        config: What to ask and how.
+        out: The folder to write, whole or not at all; None writes nothing. Its journal lies in `OUT.partial`.
+        new_baseline: File that later runs may compare with.
+        resume: Go on with the journal of a run that was killed.
+        restart: Drop that journal.
+        progress: Told of every long stage.
+
+    Returns:
+        The results (the contract of `saferestore schema eval`), with the gate's exit code. Errors are raised.
+    """
+    if out is not None:
+        check_out(out, force=config.force)
+    clock, rules = Clock(), read_gate(Path(config.gate)) if config.gate else ()
+    baseline = read_baseline(Path(config.baseline)) if config.baseline else None
+    torch.manual_seed(config.seed)
+    with clock.stage("open"):
+        setup = set_up(config, rules, has_baseline=baseline is not None, progress=progress)
+        inputs, settings = inputs_of(setup), assemble.settings(config)
+        if baseline is not None:
+            check_baseline(baseline, {"inputs": inputs, "settings": settings, "seed": config.seed}, rules, setup.known,
+                           Path(config.baseline or "").name)
+    folder = journal_folder(out) if out is not None and setup.systems else None
+    journal = Journal(folder, assemble.deciding(config, inputs), resume=resume, restart=restart)
+    try:
+        samples, examined = _asked_and_judged(setup, journal, config, clock, progress)
+    finally:
+        journal.close()
+    check_errors(samples, config.max_errors)
+    measured = measured_of(samples, examined)
+    outcomes = decide(rules, setup.known, measured, measured_in(baseline) if baseline is not None else None)
+    found = results(inputs=inputs, settings=settings, seed=config.seed, environment=environment(), measured=measured,
+                    comparisons=comparisons(measured), agreement=agreement_rows(samples), outcomes=outcomes,
+                    mode=config.gate_mode, warnings=warnings_of(setup), run=clock.run())
+    if new_baseline is not None:
+        write_baseline(new_baseline, found)
+    if out is not None:
+        with staged(out, force=config.force) as staging:
+            write_results(staging, found)
+            write_samples(staging, samples, config.redact)
+        journal.remove()
+    return found
+
+
+def _asked_and_judged(setup: Setup, journal: Journal, config: EvalConfig, clock: Clock,
+                      progress: Progress) -> tuple[list[Sample], Examined]:
+    entries = list(journal.entries)
+    with clock.stage("ask"):
+        size = config.batch_size if config.batch_size == "auto" else int(config.batch_size)
+        examined = given_answers(setup.generations) if not setup.systems else examine(
+            setup, entries, batch_size=size, limit=config.limit, keep=journal.write, progress=progress)
+    with clock.stage("judge"):
+        samples = judge_samples(examined.samples, setup.judges, entries=entries, keep=journal.write,
+                                dtype=config.dtype, device=config.device, offline=config.offline, progress=progress)
+    return samples, examined
 
 
 def solver_settings(config: RestoreConfig) -> Settings:
@@ -211,7 +288,7 @@ def _write(out: Path, report: Json, config: RestoreConfig, prepared: Prepared, s
         files = sorted(path for path in folder.iterdir() if path.is_file())
         written = {path.name: {"sha256": sha256(path), "bytes": path.stat().st_size} for path in files}
         report["outputs"] = {**written, "roundtrip_max_abs_error": reload_error(folder, session, probe)}
-        report["run"] = {"started_utc": clock.started, "seconds": clock.seconds, "peak_memory_bytes": peak_memory()}
+        report["run"] = clock.run()
         write_bundle(folder, report, config, command_line(config))
 
 

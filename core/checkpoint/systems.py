@@ -112,7 +112,7 @@ class Shelf:
         try:
             yield live.model
         finally:
-            live.model.base_model.unload()  # PEFT puts the plain modules back: the weights serve the next adapter
+            live.model.unload()  # type: ignore[operator]  # PEFT puts the plain modules back: the weights serve the next adapter
 
     def clear(self) -> None:
         """Drop the model from memory."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..config import EvalConfig
 from ..errors import UsageError
 from .readers import ReadResult, read_records
-from .records import Record
+from .records import Record, conversation_digest
 from .selection import sample
 
 FLAGS = ("harmful", "benign", "task", "untouched")
@@ -19,7 +19,7 @@ BUILTIN = {"harmful": "builtin:harmful", "benign": "builtin:benign"}
 """Sets that stand in where no set at all is given."""
 
 FORMAT_ROLES = {"gsm8k": "task", "choice": "task", "alpaca": "task", "xstest-safe": "benign"}
-"""Format -> what `--set` takes its rows for; any other is `harmful`, and a chat file whose rows all have answers `task`."""
+"""Format -> what `--set` takes its rows for; others are `harmful`, a chat file whose rows all have answers `task`."""
 
 ANSWERED_ARE_TASK = ("chat", "sharegpt")
 LABELS = {"safe": "benign", "unsafe": "harmful"}
@@ -110,13 +110,14 @@ def _set(name: str, role: str, records: Sequence[Record], result: ReadResult) ->
 
 
 def _distinct(records: Iterable[Record]) -> Iterator[Record]:
-    """Leave out rows that are there already: asked twice they would count twice."""
-    seen = set()
+    """Leave out rows that are there already (asked twice they would count twice), and give each its own id."""
+    seen, ids = set(), set()
     for record in records:
-        key = (record.id, record.messages)
-        if key not in seen:
-            seen.add(key)
-            yield record
+        if (record.id, record.messages) not in seen:
+            own = record.id if record.id not in ids else f"{record.id}#{conversation_digest(record.messages)[:8]}"
+            yield record if own == record.id else replace(record, id=own)
+            ids.add(own)
+            seen.add((record.id, record.messages))
 
 
 def _need_answers(each: EvaluationSet) -> None:
@@ -132,5 +133,4 @@ def _limited(each: EvaluationSet, config: EvalConfig) -> EvaluationSet:
     if config.limit is None:
         return each
     count = int(config.limit) if config.limit >= 1 else max(1, round(config.limit * len(each.records)))
-    return EvaluationSet(each.name, each.role, sample(each.records, count, config.seed), each.file, each.sha256,
-                         each.rejected, each.left_out)
+    return replace(each, records=sample(each.records, count, config.seed))

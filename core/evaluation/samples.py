@@ -46,6 +46,7 @@ class Sample:
         group: Prompts that are variants of one another.
         findings: Judge name -> finding; `coherence` is one of them, with score 1 or 0.
         correct: Whether a task row was answered rightly; None for other roles.
+        shots: Solved rows that stood before the prompt.
     """
 
     system: str
@@ -63,3 +64,4 @@ class Sample:
     group: str | None = None
     findings: Mapping[str, Finding] = field(default_factory=dict)
     correct: bool | None = None
+    shots: int = 0

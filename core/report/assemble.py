@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..checkpoint.pair import CheckpointFacts, CheckpointPair
-from ..config import RestoreConfig
+from ..config import EvalConfig, RestoreConfig
 from ..data.selection import Selection, Source
 from ..errors import SaferestoreError
 from ..evaluation.systems import measurement
@@ -48,10 +48,20 @@ def _source(source: Source) -> Json:
             "left_out_rows": source.left_out_rows}
 
 
-def settings(config: RestoreConfig) -> Json:
+def settings(config: RestoreConfig | EvalConfig) -> Json:
     """Return the settings without absolute paths, sorted by name."""
     plain = dataclasses.asdict(shareable_settings(config))
     return {key: list(value) if isinstance(value, tuple) else value for key, value in sorted(plain.items())}
+
+
+NOT_DECIDING = ("force", "offline", "redact", "gate", "gate_mode", "baseline", "max_errors")
+"""Settings of an evaluation that change nothing in its answers: a run may be gone on with under others."""
+
+
+def deciding(config: EvalConfig, inputs: Json) -> Json:
+    """Return what decides the answers of a run: a journal under anything else is not gone on with."""
+    kept = {key: value for key, value in settings(config).items() if key not in NOT_DECIDING}
+    return {"settings": kept, "inputs": inputs}
 
 
 def drift(mean: Mean | None, fit: float, budget: float, where: Distances, kind: str) -> Json:

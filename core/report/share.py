@@ -8,8 +8,11 @@ import os
 import platform
 import shlex
 from pathlib import Path
+from typing import TypeVar
 
-from ..config import RestoreConfig
+from ..config import EvalConfig, RestoreConfig
+
+Settings = TypeVar("Settings", RestoreConfig, EvalConfig)
 
 PACKAGES = ("accelerate", "huggingface_hub", "jinja2", "jsonschema", "numpy", "peft", "pyyaml", "safetensors",
             "scipy", "tokenizers", "torch", "transformers")
@@ -29,7 +32,7 @@ def shareable(text: str) -> str:
     return "+".join(_relative(part) for part in text.split("+"))
 
 
-def shareable_settings(config: RestoreConfig) -> RestoreConfig:
+def shareable_settings(config: Settings) -> Settings:
     """Return the settings with every path made shareable, and `force` off: repeating must not overwrite."""
     shared = {key: _shareable_value(value) for key, value in dataclasses.asdict(config).items()}
     return dataclasses.replace(config, **{**shared, "force": False})
@@ -74,6 +77,9 @@ def _shareable_value(value: object) -> object:
 
 
 def _relative(part: str) -> str:
+    name, equals, rest = part.partition("=")  # NAME=FILE, RUBRIC=MODEL
+    if equals and not Path(name).is_absolute() and rest.startswith(("/", "~")):
+        return f"{name}={_relative(rest)}"
     path = Path(part).expanduser() if part.startswith("~") else Path(part)
     if not path.is_absolute():
         return part

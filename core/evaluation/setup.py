@@ -1,0 +1,188 @@
+"""Everything an evaluation needs, found and checked before any weights are in memory."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint.adapter import is_adapter
+from ..checkpoint.loading import Placement, load_tokenizer, place, read_model_config
+from ..checkpoint.reference import locate, parse_reference
+from ..checkpoint.systems import System, find_system
+from ..config import EvalConfig, Progress
+from ..data.chat import chat_format
+from ..data.evaluation_sets import EvaluationSet, read_sets
+from ..data.generations import Generations, read_generations
+from ..errors import UsageError
+from .asking import Plan, plan_questions
+from .attacks import Attack, Setting, parse_attacks
+from .choice import SCORERS, has_choices
+from .fewshot import parse_shots
+from .gate.known import Known, check_rules
+from .gate.rules import Rule
+from .judges import JudgeSpec, parse_judges
+from .lm_eval import parse_tasks
+
+REPORT = "saferestore.json"
+DRIFT = "kl_to_tuned_nats_per_token"
+
+
+@dataclass(frozen=True)
+class Setup:
+    """An evaluation that has been checked.
+
+    Attributes:
+        systems: In the order in which they are asked: base, tuned, restored.
+        sets: What they are asked.
+        generations: Answers that exist already, where no system is asked.
+        attacks: `none` first.
+        judges: Of the answers.
+        shots: Solved rows before task rows.
+        lm_eval: Tasks of lm-evaluation-harness.
+        rules: Of the gate.
+        known: What will be there for rules to name.
+        setting: How prompts are written; None without systems.
+        plan: All questions.
+        placement: Where models are held; None without systems.
+    """
+
+    systems: tuple[System, ...]
+    sets: tuple[EvaluationSet, ...]
+    generations: tuple[Generations, ...]
+    attacks: tuple[Attack, ...]
+    judges: tuple[JudgeSpec, ...]
+    shots: tuple[int, ...]
+    lm_eval: tuple[str, ...]
+    rules: tuple[Rule, ...]
+    known: Known
+    setting: Setting | None
+    plan: Plan
+    placement: Placement | None
+
+
+def set_up(config: EvalConfig, rules: tuple[Rule, ...], *, has_baseline: bool, read_weights: bool = True,
+           progress: Progress) -> Setup:
+    """Find and check the systems, sets, attacks and judges of an evaluation, and its rules against them.
+
+    Args:
+        config: The settings.
+        rules: Of the gate, none without one. Attacks that they name are made, too.
+        has_baseline: Whether a baseline is given.
+        read_weights: Hash the weights and scan them for NaN.
+        progress: Told of downloads and of every weight file.
+
+    Returns:
+        The evaluation. `UsageError` and `MismatchError` for whatever cannot be found, read, or does not fit.
+    """
+    judges, shots = parse_judges(config.judge), parse_shots(config.shots)
+    attacks = parse_attacks((*config.attack, *(r.attack for r in rules if r.attack and r.attack != "none")))
+    if not config.model:
+        return _of_answers(config, judges, rules, has_baseline)
+    tasks = parse_tasks(config.lm_eval) if config.lm_eval else ()
+    sets = read_sets(config)
+    systems = _systems(config, read_weights, progress)
+    names = tuple(system.name for system in systems)
+    _check_judges(judges, names)
+    known = _known(names, {each.name: each.role for each in sets}, judges, attacks, shots, tasks, has_baseline, sets)
+    if rules:
+        check_rules(rules, known)
+    setting = _setting(config, systems[-1])
+    placement = place(config.dtype, config.device, config.device_map, config.max_memory, config.load_in,
+                      systems[-1].stored_dtype)
+    plan = plan_questions(sets, attacks, shots, setting)
+    return Setup(systems, sets, (), attacks, judges, shots, tasks, rules, known, setting, plan, placement)
+
+
+def _of_answers(config: EvalConfig, judges: tuple[JudgeSpec, ...], rules: tuple[Rule, ...],
+                has_baseline: bool) -> Setup:
+    """Answers that exist already: who answered and what was asked stands in the files."""
+    if not config.generations:
+        raise UsageError("nothing to evaluate - MODEL", hint="give a MODEL, or --generations FILE")
+    _check_judges(judges, ())
+    read = tuple(read_generations(Path(spec)) for spec in config.generations)
+    rows = [row for each in read for row in each.rows]
+    known = _known(tuple(dict.fromkeys(row.system for row in rows)), {row.set: "harmful" for row in rows}, judges, (),
+                   (), (), has_baseline, ())
+    if rules:
+        check_rules(rules, known)
+    return Setup((), (), read, (), judges, (), (), rules, known, None, Plan((), {}, ()), None)
+
+
+def _check_judges(judges: Sequence[JudgeSpec], names: Sequence[str]) -> None:
+    for spec in judges:
+        if spec.kind == "likelihood" and "base" not in names:
+            raise UsageError(f"needs the base's own answers - --judge {spec.name}", hint="add --base BASE")
+
+
+def _systems(config: EvalConfig, read_weights: bool, progress: Progress) -> tuple[System, ...]:
+    settings: dict[str, Any] = {"offline": config.offline, "force": config.force, "read_weights": read_weights,
+                                "progress": progress}
+    beside = [find_system(name, getattr(config, name), None if name == "base" else config.base, **settings)
+              for name in config.beside]
+    name = config.system if config.system != "auto" else _name(config)
+    base = config.base
+    if base is not None and parse_reference(config.model).adapter:
+        base = None  # MODEL names what it sits on itself: a restored adapter of a full checkpoint sits on that
+    model = find_system(name, config.model, base, **settings)
+    return (*beside, model)
+
+
+def _name(config: EvalConfig) -> str:
+    """What MODEL is called where the user does not say."""
+    parsed = parse_reference(config.model)
+    where = (parsed.adapter, parsed.adapter_revision) if parsed.adapter else (parsed.base, parsed.revision)
+    folder = locate(*where, offline=config.offline)
+    if config.tuned is not None or (folder / REPORT).is_file():
+        return "restored"
+    return "tuned" if config.base is not None or is_adapter(folder) else "base"
+
+
+def _known(systems: tuple[str, ...], sets: Mapping[str, str], judges: Sequence[JudgeSpec], attacks: Sequence[Attack],
+           shots: Sequence[int], tasks: Sequence[str], has_baseline: bool, read: Sequence[EvaluationSet]) -> Known:
+    has_task = "task" in sets.values()
+    extra = [*(f"task_accuracy@{count}" for count in shots if count and has_task),
+             *(["perplexity"] if has_task or "untouched" in sets.values() else []),
+             *([DRIFT] if "tuned" in systems else []), *(["lm-eval:*"] if tasks else [])]
+    by_choice = any(has_choices(record) for each in read for record in each.records)
+    return Known(systems, sets, tuple(spec.name for spec in judges),
+                 tuple(attack.name for attack in attacks if attack.name != "none"), tuple(extra),
+                 tuple(SCORERS) if by_choice else (), has_baseline)
+
+
+def _setting(config: EvalConfig, system: System) -> Setting:
+    chat = chat_format(load_tokenizer(system.tokenizer_dir), config.chat_template, config.system_prompt)
+    shape = read_model_config(system.folder).get_text_config()
+    context = getattr(shape, "max_position_embeddings", None) or 2048
+    return Setting(chat, context, min(config.max_new_tokens, context // 2), config.seed)
+
+
+def inputs_of(setup: Setup) -> dict[str, Any]:
+    """Return the `inputs` of the results: systems, sets, judges, attacks; no absolute path."""
+    sets = [{"name": each.name, "role": each.role, "sha256": each.sha256, "rows": len(each.records),
+             "rejected": len(each.rejected), "left_out": each.left_out, "file": each.file} for each in setup.sets]
+    given = [{"name": name, "role": "harmful", "sha256": each.sha256, "rows": sum(r.set == name for r in each.rows),
+              "rejected": len(each.rejected), "left_out": len(each.left_out), "file": each.name}
+             for each in setup.generations for name in dict.fromkeys(row.set for row in each.rows)]
+    return {"systems": {system.name: dataclasses.asdict(system.facts) for system in setup.systems},
+            "sets": sets + given,
+            "judges": {spec.name: {"kind": spec.kind, "identity": spec.identity} for spec in setup.judges},
+            "attacks": {attack.name: {"k": attack.k, "sha256": attack.sha256} for attack in setup.attacks}}
+
+
+def warnings_of(setup: Setup) -> list[tuple[str, str]]:
+    """Return what the user should know of systems and rows, each once."""
+    found = [pair for system in setup.systems for pair in system.warnings]
+    for each in (*setup.sets, *setup.generations):
+        if each.rejected:
+            line, reason = each.rejected[0]
+            name = each.file if isinstance(each, EvaluationSet) else each.name
+            found.append(("W_ROWS_REJECTED", f"{name}: {len(each.rejected)} rows not used, the first in line {line}: "
+                          f"{reason}"))
+    if setup.plan.too_long:
+        name, attack, _ = setup.plan.too_long[0]
+        found.append(("W_TOO_LONG", f"{len(setup.plan.too_long)} prompts leave no room for an answer and were not "
+                      f"asked, the first of set {name} under attack {attack}"))
+    return list(dict.fromkeys(found))
