@@ -11,6 +11,7 @@ import typer
 
 from ..core.report.verdicts import EXIT_CODES
 from .errors import failure, show
+from .evaluate import evaluate
 from .restore import restore
 from .schema import schema
 
@@ -28,6 +29,8 @@ SOURCES = """A setting is taken from its flag, else from the environment (--max-
 commands = typer.Typer(name="saferestore", help=HELP, epilog=CODES, rich_markup_mode=None, add_completion=False)
 commands.command("restore", epilog=f"{SOURCES}\n{CODES}",
                  context_settings={"auto_envvar_prefix": "SAFERESTORE"})(restore)
+commands.command("eval", epilog=f"{SOURCES}\n{CODES}",
+                 context_settings={"auto_envvar_prefix": "SAFERESTORE"})(evaluate)
 commands.command("schema")(schema)
 
 

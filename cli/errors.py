@@ -16,8 +16,9 @@ from ..core.report.rows import plain
 
 UNEXPECTED = "run it again with --debug for the traceback"
 
+RESUME = "run the same command again; `eval` with -o goes on where it stopped with --resume"
 REMEDIES = {
-    "KeyboardInterrupt": (130, "interrupted - nothing was written at OUT", "run the same command again"),
+    "KeyboardInterrupt": (130, "interrupted - nothing was written at OUT", RESUME),
     "OutOfMemoryError": (1, "out of memory", "lower --batch-size, or add --low-memory"),
     "MemoryError": (1, "out of memory", "lower --batch-size, or add --low-memory"),
     "ModuleNotFoundError": (1, "", "install what is missing, or saferestore anew: pip install saferestore"),
@@ -51,7 +52,8 @@ def show(failed: Failure, arguments: Sequence[str], error: BaseException | None 
         traceback.print_exception(error)
     what, hint = _line(failed.what), _line(failed.hint)
     if _asked("json", arguments):
-        print(json.dumps(_report(what, hint, failed.exit_code), indent=2, ensure_ascii=False))
+        command = next((word for word in arguments if not word.startswith("-")), "restore")
+        print(json.dumps(_document(command, what, hint, failed.exit_code), indent=2, ensure_ascii=False))
     print(f"error: {what}\nhint: {hint}", file=sys.stderr)
     return failed.exit_code
 
@@ -77,7 +79,8 @@ def _line(text: str) -> str:
     return line if len(line) <= 300 else line[:297] + "..."
 
 
-def _report(what: str, hint: str, code: int) -> dict[str, object]:
-    """Return the report of a run that came to no verdict of its own (report/schema.py, `status: error`)."""
-    return {"schema_version": "1.0", "command": "restore", "status": "error", "exit_code": code,
-            "verdict": "refused", "error": {"what": what, "hint": hint}, "warnings": []}
+def _document(command: str, what: str, hint: str, code: int) -> dict[str, object]:
+    """Return the document of a run that came to no verdict of its own, by the command's schema (`status: error`)."""
+    own = {"restore": {"verdict": "refused"}, "eval": {"gate": {"verdict": "none", "mode": "enforce", "rules": []}}}
+    return {"schema_version": "1.0", "command": command, "status": "error", "exit_code": code,
+            **own.get(command, {}), "error": {"what": what, "hint": hint}, "warnings": []}

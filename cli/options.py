@@ -5,29 +5,40 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import typer
 
-from ..core.config import RestoreConfig, read_yaml
+from ..core.config import EvalConfig, RestoreConfig, read_yaml
 
-FIELDS = {field.name: field for field in dataclasses.fields(RestoreConfig)}
+Settings = TypeVar("Settings", bound=RestoreConfig | EvalConfig)
 
 
 def read_defaults(context: typer.Context, path: Path | None) -> Path | None:
-    """Take the defaults of a command from `--config FILE`; flags and the environment stand above them."""
+    """Take the defaults of `restore` from `--config FILE`; flags and the environment stand above them."""
+    return _read(context, path, RestoreConfig)
+
+
+def read_eval_defaults(context: typer.Context, path: Path | None) -> Path | None:
+    """Take the defaults of `eval` from `--config FILE`."""
+    return _read(context, path, EvalConfig)
+
+
+def settings(given: Mapping[str, Any], kind: type[Settings]) -> Settings:
+    """Return the settings among a command's parameters; raises UsageError where one is out of range."""
+    values: dict[str, Any] = {field.name: tuple(value) if isinstance(value := given[field.name], list) else value
+                              for field in dataclasses.fields(kind)}
+    return kind(**values)
+
+
+def _read(context: typer.Context, path: Path | None, kind: type[RestoreConfig] | type[EvalConfig]) -> Path | None:
     if path is not None:
-        context.default_map = {name: _as_given(name, value) for name, value in read_yaml(path, FIELDS).items()}
+        fields = {field.name: field for field in dataclasses.fields(kind)}
+        context.default_map = {name: _as_given(value, fields[name].default)
+                               for name, value in read_yaml(path, fields).items()}
     return path
 
 
-def settings(given: Mapping[str, Any]) -> RestoreConfig:
-    """Return the settings among a command's parameters; raises UsageError where one is out of range."""
-    values: dict[str, Any] = {name: tuple(value) if isinstance(value := given[name], list) else value
-                              for name in FIELDS}
-    return RestoreConfig(**values)
-
-
-def _as_given(name: str, value: object) -> object:
+def _as_given(value: object, default: object) -> object:
     """Let one file stand for a list of one."""
-    return [value] if isinstance(value, str) and FIELDS[name].default == () else value
+    return [value] if isinstance(value, str) and isinstance(default, tuple) else value

@@ -24,7 +24,7 @@ COLOURS = {"restored": "bold green", "partial": "bold yellow", "unchanged": "bol
 
 def print_report(report: dict[str, Any], out: Path, *, brief: bool = False) -> None:
     """Print the summary of a finished run on stdout, at most 80 columns wide; only its first line if `brief`."""
-    console = _console(sys.stdout)
+    console = console_of(sys.stdout)
     console.print(title(report))
     if not brief:
         console.print(summary(report, out))
@@ -32,19 +32,19 @@ def print_report(report: dict[str, Any], out: Path, *, brief: bool = False) -> N
 
 def print_warnings(report: dict[str, Any]) -> None:
     """Print the report's warnings on stderr."""
-    console = _console(sys.stderr)
+    console = console_of(sys.stderr)
     for warning in report["warnings"]:
-        console.print(_text(f"warning: {warning['code']} {warning['message']}", "yellow"))
+        console.print(text_of(f"warning: {warning['code']} {warning['message']}", "yellow"))
 
 
 def print_plan(plan: dict[str, Any]) -> None:
     """Print what `--dry-run` found, one line a value, and its warnings on stderr."""
-    table = _table(["plan", ""])
+    table = table_of(["plan", ""])
     for name, value in _flat({key: value for key, value in plan.items() if key != "warnings"}):
-        table.add_row(_text(name.replace("_", " ")), _text(value))
-    _console(sys.stdout).print(table)
+        table.add_row(text_of(name.replace("_", " ")), text_of(value))
+    console_of(sys.stdout).print(table)
     for warning in plan.get("warnings", []):
-        _console(sys.stderr).print(_text(f"warning: {warning}", "yellow"))
+        console_of(sys.stderr).print(text_of(f"warning: {warning}", "yellow"))
 
 
 @contextlib.contextmanager
@@ -55,7 +55,7 @@ def progress_bars(*, enabled: bool) -> Iterator[ProgressCallback]:
         return
     columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), MofNCompleteColumn(),
                _Rate(), TimeRemainingColumn(compact=True))
-    with Progress(*columns, console=_console(sys.stderr)) as bars:
+    with Progress(*columns, console=console_of(sys.stderr)) as bars:
         stages: dict[str, Any] = {}
 
         def show(stage: str, done: int, total: int) -> None:
@@ -88,7 +88,7 @@ def summary(report: dict[str, Any], out: Path) -> RenderableType:
 
 
 def _measures(report: dict[str, Any]) -> Table:
-    table = _table(["held-out rows", *rows.SYSTEMS.values(), "n"])
+    table = table_of(["held-out rows", *rows.SYSTEMS.values(), "n"])
     for key, label in rows.MEASURES.items():
         cells = [Text(rows.cell_text(report[system], key), no_wrap=True) for system in rows.SYSTEMS]
         table.add_row(label, *cells, rows.sample_size(report, key))
@@ -98,16 +98,16 @@ def _measures(report: dict[str, Any]) -> Table:
 def _footnotes(report: dict[str, Any]) -> Iterator[Text]:
     yield Text(" rates with 95% intervals; losses in nats per token", style="dim")
     for label, reason in rows.reasons(report):
-        yield _text(f" {label}: not given, {reason}", "dim")
+        yield text_of(f" {label}: not given, {reason}", "dim")
     if names := rows.judges(report):
-        yield _text(f" judged by {rows.joined(names)}: by wording only, a smoke test", "dim")
+        yield text_of(f" judged by {rows.joined(names)}: by wording only, a smoke test", "dim")
 
 
 def _facts(report: dict[str, Any], out: Path) -> Padding:
     table = Table.grid(padding=(0, 2))
     for name, value in (("drift of budget", _drift(report)), ("stopped because", rows.stopped_text(report)),
                         ("cost", _cost(report)), ("written to", str(out))):
-        table.add_row(Text(name, style="bold"), _text(value))
+        table.add_row(Text(name, style="bold"), text_of(value))
     return Padding(table, (0, 0, 0, 1))
 
 
@@ -129,10 +129,10 @@ def _cost(report: dict[str, Any]) -> str:
 def _controls(report: dict[str, Any]) -> list[RenderableType]:
     if not report["controls"]:
         return []
-    table = _table(["at the same drift", "harmful answers", "task accuracy", "drift"])
+    table = table_of(["at the same drift", "harmful answers", "task accuracy", "drift"])
     own = {**report["after"], "name": "this restoration", **report["drift"]}
     for control in (own, *report["controls"]):
-        table.add_row(_text(control["name"]), *(rows.cell_text(control, key) for key in (
+        table.add_row(text_of(control["name"]), *(rows.cell_text(control, key) for key in (
             "harmful_rate", "task_accuracy", "task_kl_nats_per_token")))
     return [table]
 
@@ -141,11 +141,11 @@ def _modules(report: dict[str, Any]) -> list[RenderableType]:
     modules = rows.top_modules(report, 5)
     if not modules:
         return []
-    table = _table(["moved most", "share of the update", ""])
+    table = table_of(["moved most", "share of the update", ""])
     longest = max(module["update_share"] or 0 for module in modules) or 1.0
     for module in modules:
         share = module["update_share"] or 0
-        table.add_row(_text(_shortened(module["module"])), f"{rows.percent(share)}%", "█" * round(13 * share / longest))
+        table.add_row(text_of(_shortened(module["module"])), f"{rows.percent(share)}%", "█" * round(13 * share / longest))
     return [table]
 
 
@@ -177,19 +177,20 @@ def size_text(count: float) -> str:
     return f"{count / 1000**power:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
 
 
-def _table(headers: list[str]) -> Table:
+def table_of(headers: list[str]) -> Table:
+    """Return an empty table without lines."""
     table = Table(box=None, padding=(0, 1), pad_edge=True, header_style="bold")
     for header in headers:
         table.add_column(header, no_wrap=header != "")
     return table
 
 
-def _text(text: str, style: str = "") -> Text:
+def text_of(text: str, style: str = "") -> Text:
     """Return text of unknown origin as it is, without markup or control characters."""
     return Text(rows.plain(text), style=style)
 
 
-def _console(stream: Any) -> Console:
+def console_of(stream: Any) -> Console:
     """Return a console that never exceeds 80 columns and cuts nothing off where the output is a file."""
     console = Console(file=stream, highlight=False, soft_wrap=False)
     return console if console.is_terminal and console.width <= WIDTH else Console(

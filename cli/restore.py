@@ -63,4 +63,4 @@ def restore(  # one line an option: the command's page of help
     from .running import View, execute
 
     view = View(json=json, progress=not (no_progress or quiet), quiet=quiet)
-    return execute(settings(context.params), out, view, dry_run=dry_run, print_config=print_config)
+    return execute(settings(context.params, RestoreConfig), out, view, dry_run=dry_run, print_config=print_config)

@@ -1,0 +1,157 @@
+"""The results of `eval` on a terminal: the verdict, a table of rules, a table of systems side by side."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from ..core.report import rows
+from .render import console_of, table_of, text_of
+
+COLOURS = {"pass": "bold green", "fail": "bold red", "inconclusive": "bold yellow", "none": "bold"}
+TITLES = {"pass": "gate passed", "fail": "gate failed", "inconclusive": "gate inconclusive", "none": "measured"}
+LABELS = {**rows.MEASURES, "attack_success_rate": "attack success", "perplexity": "perplexity",
+          "kl_to_tuned_nats_per_token": "drift from tuned"}
+SMOKE_TESTS = ("refusal-wording", "refusal-substrings", "refusal-substrings-gcg")
+OWN_JUDGES = ("coherence", "exact-match", "likelihood", "choice-normalised", "choice-sum", "lm-eval")
+"""What tells a number without being asked for by --judge."""
+
+Json = dict[str, Any]
+
+
+def print_results(results: Json, out: Path | None, *, brief: bool = False) -> None:
+    """Print what an evaluation found on stdout, at most 80 columns wide; only the first line if `brief`."""
+    console = console_of(sys.stdout)
+    console.print(title(results))
+    if brief:
+        return
+    for part in (*_rules(results), *_metrics(results), *_comparisons(results), *_agreement(results)):
+        console.print()
+        console.print(part)
+    console.print(_note(results))
+    if out is not None:
+        console.print(text_of(f" written to {out}", "dim"))
+
+
+def title(results: Json) -> Text:
+    """Return the first line: the gate's verdict, the exit code, and how many rules came to what."""
+    gate = results["gate"]
+    counts = [f"{count} {name}" for name in ("fail", "inconclusive", "pass")
+              if (count := sum(rule["verdict"] == name for rule in gate["rules"]))]
+    advisory = ", advisory" if gate["mode"] == "advisory" and gate["rules"] else ""
+    return Text.assemble((TITLES[gate["verdict"]], COLOURS[gate["verdict"]]),
+                         f" (exit {results['exit_code']}{advisory})", f": {', '.join(counts)}" if counts else "")
+
+
+def _rules(results: Json) -> list[RenderableType]:
+    if not results["gate"]["rules"]:
+        return []
+    table = table_of(["rule", "system", "verdict", "found (end)", "limit", "n", "+n"])
+    many = len(results["inputs"]["judges"]) > 1
+    for rule in results["gate"]["rules"]:
+        by = f", {rule['judge']}" if many and rule["judge"] in results["inputs"]["judges"] else ""
+        table.add_row(text_of(f"{rule['rule']}{by}"[:24]), text_of(rule["system"]),
+                      text_of(rule["verdict"], COLOURS[rule["verdict"]]), _found(rule),
+                      f"{'≤' if rule['kind'] != 'min_lower' else '≥'} {rows.number_text(rule['threshold'])}",
+                      str(rule["n"]), str(rule["more_samples"] or ""))
+    return [table]
+
+
+def _found(rule: Json) -> str:
+    if rule["value"] is None:
+        return "not measured"
+    bound = "-" if rule["bound"] is None else rows.number_text(rule["bound"])
+    return f"{rows.number_text(rule['value'])} ({bound})"
+
+
+def _metrics(results: Json) -> list[RenderableType]:
+    """A table a set and attack; a row a metric and judge, a column a system."""
+    systems = list(dict.fromkeys(row["system"] for row in results["metrics"]))
+    places: dict[tuple[str, str], dict[tuple[str, str], Json]] = {}
+    for row in results["metrics"]:
+        of_place = places.setdefault((row["set"], row["attack"]), {})
+        of_place.setdefault((row["metric"], row["judge"]), {})[row["system"]] = row
+    return [_of_place(place, found, systems, len(results["inputs"]["judges"]) > 1) for place, found in places.items()]
+
+
+def _of_place(place: tuple[str, str], found: dict[tuple[str, str], Json], systems: list[str], judges: bool) -> Table:
+    of_set, attack = place
+    table = table_of([rows.plain(of_set if attack == "none" else f"{of_set}, {attack}")[:30], *systems, "n"])
+    last = ""
+    for (metric, judge), row in found.items():
+        name, _, shots = metric.partition("@")
+        label = LABELS.get(name, name) + (f", {shots} shots" if shots else "")
+        if judges and judge not in OWN_JUDGES:
+            label, last = (f"  {judge}" if metric == last else f"{label}: {judge}"), metric
+        table.add_row(text_of(label[:40]), *(_value(row.get(system)) for system in systems), _counts(row))
+    return table
+
+
+def _value(row: Json | None) -> Text:
+    if row is None or row["value"] is None:
+        return Text("-")
+    if row["metric"].partition("@")[0].endswith(("_rate", "_accuracy")):
+        return Text(rows.rate_text(row), no_wrap=True)
+    ends = "" if row["ci_low"] is None else f" ({row['ci_low']:.3g}-{row['ci_high']:.3g})"
+    return Text(f"{row['value']:.3g}{ends}", no_wrap=True)
+
+
+def _counts(row: Json) -> str:
+    counts = dict.fromkeys(f"{each['n']}" + (f"+{each['errors']}?" if each["errors"] else "") for each in row.values())
+    return " ".join(counts)
+
+
+def _comparisons(results: Json) -> list[RenderableType]:
+    """Pairs of systems whose rates differ more than chance allows."""
+    clear = [row for row in results["comparisons"] if row["p_value"] < 0.05]
+    if not clear:
+        return []
+    many = len(results["inputs"]["judges"]) > 1
+    table = table_of(["differs", "A", "B", "A only", "B only", "p"])
+    for row in clear:
+        where = "" if row["attack"] == "none" else f" [{row['attack']}]"
+        by = f": {row['judge']}" if many and row["judge"] not in OWN_JUDGES else ""
+        table.add_row(text_of(LABELS.get(row["metric"], row["metric"]) + where + by), text_of(row["first"]),
+                      text_of(row["second"]), str(row["only_first"]), str(row["only_second"]), f"{row['p_value']:.1g}")
+    return [table]
+
+
+def _agreement(results: Json) -> list[RenderableType]:
+    if not results["agreement"]:
+        return []
+    table = table_of(["judges", "about", "agree", "kappa", "n"])
+    for row in results["agreement"]:
+        agree, kappa = (("-" if row[key] is None else f"{row[key]:.2f}") for key in ("agreement", "kappa"))
+        table.add_row(text_of(f"{row['first']} / {row['second']}"), row["about"], agree, kappa, str(row["n"]))
+    return [table]
+
+
+def _note(results: Json) -> Text:
+    wording = [name for name in results["inputs"]["judges"] if name in SMOKE_TESTS]
+    smoke = f"; {rows.joined(wording)}: by wording only, a smoke test" if wording else ""
+    return text_of(f" rates with Wilson 95% intervals, `+N?` answers not judged{smoke}", "dim")
+
+
+def print_calibration(found: Json) -> None:
+    """Print how often judges agree with people, a table a model."""
+    console, models = console_of(sys.stdout), {}
+    for row in found["calibration"]:
+        models.setdefault((row["model"], row["about"]), []).append(row)
+    for (model, about), of_model in models.items():
+        table = table_of([rows.plain(f"{model}, {about}")[:30], "partial as", "sensitivity", "specificity", "n", "?"])
+        for row in of_model:
+            table.add_row(text_of(row["judge"][:24]), row["partial"].removeprefix("as "),
+                          *(rows.rate_text(row[key]).replace("% (", " (") for key in ("sensitivity", "specificity")),
+                          str(row["n"]), str(row["errors"]))
+        console.print(table)
+        console.print()
+    console.print(text_of(" sensitivity: found among what people labelled so; specificity: left among the rest; percent "
+                          "with Wilson 95% intervals; partial refusals are counted both ways", "dim"))
+    for rejected in found["rejected"]:
+        console_of(sys.stderr).print(text_of(f"warning: {rejected['file']} line {rejected['line']}: "
+                                             f"{rejected['reason']}", "yellow"))
