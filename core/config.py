@@ -195,6 +195,75 @@ class EvalConfig:
         return tuple(name for name in ("base", "tuned") if getattr(self, name) is not None)
 
 
+@dataclass(frozen=True)
+class ProbeConfig:
+    """Everything that decides what `probe` measures. Field names are the flags with underscores.
+
+    Attributes:
+        model: Reference of the checkpoint.
+        base: Reference of the base of an adapter; where there is none the adapter's record is followed.
+        harmful: Files of harmful prompts, `FILE[:FORMAT]`; empty means the built-in set.
+        benign: Files of benign look-alikes; empty means the built-in set.
+        task: Files of task rows with answers.
+        rows: Rows of each set at most, a sample by seed.
+        points: Points along each side of the slices, odd.
+        reach: Ends of the slices, in units of the weights' own norms, filter by filter.
+        direction_rank: Rank of a direction in each module.
+        products: Products of each Lanczos iteration; 0 leaves curvature out.
+        probes: Random probes of each spectral density.
+        eigenvalues: How many of the largest are reported.
+        modules: Last name parts of the modules whose subspace is probed where there is no adapter, joined by commas.
+        rank: Coordinates of that subspace a row of each weight.
+        max_new_tokens: Longest answer of the model's own, to benign prompts without one.
+    """
+
+    model: str
+    base: str | None = None
+    harmful: tuple[str, ...] = ()
+    benign: tuple[str, ...] = ()
+    task: tuple[str, ...] = ()
+    rows: int = 24
+    points: int = 21
+    reach: float = 1.0
+    direction_rank: int = 8
+    products: int = 50
+    probes: int = 4
+    eigenvalues: int = 5
+    modules: str = "all"
+    rank: int = 4
+    max_new_tokens: int = 48
+    batch_size: int = 32
+    dtype: str = "auto"
+    device: str = "auto"
+    device_map: str | None = None
+    max_memory: str | None = None
+    load_in: str | None = None
+    chat_template: str = "auto"
+    system_prompt: str | None = None
+    seed: int = 0
+    low_memory: bool = False
+    offline: bool = False
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse values that could only fail later.
+
+        Raises:
+            UsageError: A value outside its range, or a name that is no row of its table.
+        """
+        _one_of("dtype", self.dtype, DTYPES)
+        for name in ("rows", "reach", "direction_rank", "probes", "eigenvalues", "rank", "max_new_tokens",
+                     "batch_size"):
+            _positive(name, getattr(self, name))
+        _not_negative("seed", self.seed)
+        if self.points < 1 or self.points % 2 == 0:
+            raise UsageError(f"must be odd - --points {self.points}", hint="give an odd number, such as 21: the middle "
+                             "one is the checkpoint itself")
+        if self.products and self.products < 2 * self.eigenvalues:
+            raise UsageError(f"too few for {self.eigenvalues} eigenvalues - --products {self.products}",
+                             hint=f"give at least {2 * self.eigenvalues}, or 0 for no curvature")
+
+
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise UsageError(f"unknown value - --{name.replace('_', '-')} {value}", hint=nearest(value, allowed))

@@ -4,48 +4,50 @@ from __future__ import annotations
 
 import pytest
 import torch
+from peft.tuners.lora import LoraLayer
 from saferestore.core.checkpoint.session import read_params, write_params
 from saferestore.core.curvature.fisher import fisher
 from saferestore.core.curvature.ggn import GaussNewton
 from saferestore.core.curvature.hessian import Hessian
-from saferestore.core.geometry.directions import movable_modules
-from saferestore.core.geometry.subspace import subspace
+from saferestore.core.geometry.directions import Shape, module_shapes, movable_modules
+from saferestore.core.geometry.subspace import in_subspace
 from saferestore.core.losses import cross_entropy, row_losses
 from saferestore.core.params import norm
+from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from .. import dense
 from ..cases import FAMILIES, live_model, ragged_batches, vector_like
 
-TOKENIZER = None
+
+def two(model: nn.Module) -> dict[str, Shape]:
+    return dict(list(module_shapes(model).items())[:2])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_coordinates_move_the_weights_by_their_own_length(family: str) -> None:
+def test_coordinates_move_every_row_of_a_weight_by_its_own_norm(family: str) -> None:
     model, batches = live_model(family).model, ragged_batches()
-    names = list(movable_modules(model))[:2]
     before, _ = row_losses(model, batches)
-    with subspace(model, TOKENIZER, names, seed=1, rank=3) as live:  # type: ignore[arg-type]
+    with in_subspace(model, two(model), rank=3, seed=1) as live:
         at_zero, _ = row_losses(live.model, batches)
-        write_params(live, vector_like(live.leaves, seed=2))
+        write_params(live, {name: 0.1 * v for name, v in vector_like(live.leaves, seed=2).items()})
         away, _ = row_losses(live.model, batches)
-        bases = [movable_modules(model)[name].get_buffer("subspace.Q") for name in names]
+        paths = list(live.model.paths)  # type: ignore[attr-defined]
     after, _ = row_losses(model, batches)
     assert torch.equal(at_zero, before) and torch.equal(after, before) and not torch.allclose(away, before)
-    assert all(torch.allclose(q @ q.T, torch.eye(3, dtype=q.dtype), atol=1e-12) for q in bases)
-
-
-def test_two_models_share_their_coordinates() -> None:
-    found = []
-    for seed in (0, 1):
-        model = live_model(seed=seed).model
-        with subspace(model, TOKENIZER, list(movable_modules(model))[:1], seed=4):  # type: ignore[arg-type]
-            found.append(next(iter(movable_modules(model).values())).get_buffer("subspace.Q"))
-    assert torch.equal(*found)
+    with torch.no_grad():
+        for (name, shape), path in zip(two(model).items(), paths, strict=True):
+            module = movable_modules(model)[name]
+            inner = module.get_base_layer() if isinstance(module, LoraLayer) else module
+            moved = torch.diag(shape.norms) @ path.coordinates.weight @ path.basis
+            inner.weight += moved.T if isinstance(inner, Conv1D) else moved  # type: ignore[operator]
+            assert torch.allclose(path.basis @ path.basis.T, torch.eye(3, dtype=torch.float64), atol=1e-12)
+    assert torch.allclose(row_losses(model, batches)[0], away, rtol=1e-9)
 
 
 def test_every_curvature_operator_works_on_them() -> None:
     model, losses = live_model().model, [cross_entropy("ce", ragged_batches())]
-    with subspace(model, TOKENIZER, list(movable_modules(model))[:2], seed=1, rank=2) as live:  # type: ignore[arg-type]
+    with in_subspace(model, two(model), rank=2, seed=1) as live:
         v = vector_like(live.leaves, seed=3)
         exact = dense.gauss_newton(live, ragged_batches()) @ dense.flat(v)
         assert dense.relative_error(dense.flat(GaussNewton(live, losses, keep_graph=True).matvec(v)), exact) < 1e-8
@@ -55,5 +57,6 @@ def test_every_curvature_operator_works_on_them() -> None:
 
 
 def test_a_module_that_is_not_there_is_refused() -> None:
-    with pytest.raises(KeyError), subspace(live_model().model, TOKENIZER, ["nowhere"], seed=1):  # type: ignore[arg-type]
+    shapes = {"nowhere": Shape(torch.ones(3), 4)}
+    with pytest.raises(KeyError), in_subspace(live_model().model, shapes, rank=2, seed=1):
         pass
