@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 
 import typer
 
-from ..core.config import EvalConfig, RestoreConfig, read_yaml
+from ..core.config import AnyConfig, CompareConfig, EvalConfig, RestoreConfig, read_yaml
 
-Settings = TypeVar("Settings", bound=RestoreConfig | EvalConfig)
+Settings = TypeVar("Settings", bound=AnyConfig)
 
 
 def read_defaults(context: typer.Context, path: Path | None) -> Path | None:
@@ -24,6 +24,11 @@ def read_eval_defaults(context: typer.Context, path: Path | None) -> Path | None
     return _read(context, path, EvalConfig)
 
 
+def read_compare_defaults(context: typer.Context, path: Path | None) -> Path | None:
+    """Take the defaults of `compare` from `--config FILE`."""
+    return _read(context, path, CompareConfig)
+
+
 def settings(given: Mapping[str, Any], kind: type[Settings]) -> Settings:
     """Return the settings among a command's parameters; raises UsageError where one is out of range."""
     values: dict[str, Any] = {field.name: tuple(value) if isinstance(value := given[field.name], list) else value
@@ -31,7 +36,7 @@ def settings(given: Mapping[str, Any], kind: type[Settings]) -> Settings:
     return kind(**values)
 
 
-def _read(context: typer.Context, path: Path | None, kind: type[RestoreConfig] | type[EvalConfig]) -> Path | None:
+def _read(context: typer.Context, path: Path | None, kind: type[AnyConfig]) -> Path | None:
     if path is not None:
         fields = {field.name: field for field in dataclasses.fields(kind)}
         context.default_map = {name: _as_given(value, fields[name].default)

@@ -264,6 +264,77 @@ class ProbeConfig:
                              hint=f"give at least {2 * self.eigenvalues}, or 0 for no curvature")
 
 
+UNRELATED = ("shuffled", "reinitialised")
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """Everything that decides what `compare` measures. Field names are the flags with underscores.
+
+    Attributes:
+        base: Reference of the aligned base model, or `-` where the adapter names its base.
+        tuned: Reference of the fine-tuned checkpoint.
+        harmful: Files of harmful prompts; answers that a file lacks are the tuned model's own.
+        benign: Files of benign look-alikes; empty means the built-in set.
+        task: Files of task rows; empty means general requests with the tuned model's own answers.
+        rows: Rows of each set, at most.
+        points: Points along each side of the landscape, odd.
+        reach: Where the landscape ends, in norms of the base's own weights.
+        directions: Further directions along which loss changes are compared.
+        step: How far along these.
+        rank: Of directions, and of the shared subspace in every module.
+        draws: Labels drawn for every answer token of the Fisher matrices.
+        top: Dimensions of the leading eigenspaces.
+        unrelated: How the unrelated model is made from the base's weights.
+    """
+
+    base: str
+    tuned: str
+    harmful: tuple[str, ...] = ()
+    benign: tuple[str, ...] = ()
+    task: tuple[str, ...] = ()
+    rows: int = 48
+    points: int = 7
+    reach: float = 1.0
+    directions: int = 16
+    step: float = 0.2
+    rank: int = 2
+    draws: int = 2
+    top: int = 10
+    unrelated: str = "shuffled"
+    max_new_tokens: int = 64
+    batch_size: int = 32
+    dtype: str = "auto"
+    device: str = "auto"
+    device_map: str | None = None
+    max_memory: str | None = None
+    chat_template: str = "auto"
+    system_prompt: str | None = None
+    seed: int = 0
+    offline: bool = False
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse values that could only fail later.
+
+        Raises:
+            UsageError: A value outside its range, or a name that is no row of its table.
+        """
+        _one_of("dtype", self.dtype, DTYPES)
+        _one_of("unrelated", self.unrelated, UNRELATED)
+        for name in ("rows", "points", "directions", "rank", "draws", "top", "max_new_tokens", "batch_size"):
+            _positive(name, getattr(self, name))
+        _positive("reach", self.reach)
+        _positive("step", self.step)
+        _not_negative("seed", self.seed)
+        if self.points % 2 == 0 or self.points < 3:
+            raise UsageError(f"must be odd and at least 3 - --points {self.points}", hint="give --points 7")
+
+
+AnyConfig = RestoreConfig | EvalConfig | CompareConfig
+"""Settings of any command."""
+
+
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise UsageError(f"unknown value - --{name.replace('_', '-')} {value}", hint=nearest(value, allowed))
@@ -314,7 +385,7 @@ def read_yaml(path: Path, known: typing.Iterable[str]) -> dict[str, object]:
     return {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
 
 
-def to_yaml(config: RestoreConfig | EvalConfig) -> str:
+def to_yaml(config: AnyConfig) -> str:
     """Return the settings as YAML, sorted by name, as `read_yaml` reads them."""
     plain = {key: list(value) if isinstance(value, tuple) else value
              for key, value in dataclasses.asdict(config).items()}

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..checkpoint.pair import CheckpointFacts, CheckpointPair
-from ..config import EvalConfig, RestoreConfig
+from ..config import AnyConfig, EvalConfig, RestoreConfig
 from ..data.selection import Selection, Source
 from ..errors import SaferestoreError
 from ..evaluation.systems import measurement
@@ -48,7 +48,7 @@ def _source(source: Source) -> Json:
             "left_out_rows": source.left_out_rows}
 
 
-def settings(config: RestoreConfig | EvalConfig) -> Json:
+def settings(config: AnyConfig) -> Json:
     """Return the settings without absolute paths, sorted by name."""
     plain = dataclasses.asdict(shareable_settings(config))
     return {key: list(value) if isinstance(value, tuple) else value for key, value in sorted(plain.items())}
