@@ -296,11 +296,11 @@ class CompareConfig:
     rows: int = 48
     points: int = 7
     reach: float = 1.0
-    directions: int = 16
+    directions: int = 24
     step: float = 0.2
     rank: int = 2
-    draws: int = 2
-    top: int = 10
+    draws: int = 4
+    top: int = 5
     unrelated: str = "shuffled"
     max_new_tokens: int = 64
     batch_size: int = 32
@@ -331,7 +331,7 @@ class CompareConfig:
             raise UsageError(f"must be odd and at least 3 - --points {self.points}", hint="give --points 7")
 
 
-AnyConfig = RestoreConfig | EvalConfig | CompareConfig
+AnyConfig = RestoreConfig | EvalConfig | ProbeConfig | CompareConfig
 """Settings of any command."""
 
 

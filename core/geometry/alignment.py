@@ -67,8 +67,10 @@ def gradient_shares(scores: RowVectors, gradients: Mapping[str, RowVectors], tas
     gram = inner(fisher, fisher)
     sizes = [k for k in DIMENSIONS if k <= len(curvature)]
     basis = next((found for k in reversed(sizes) if (found := leading(gram, k)) is not None), None)
+    if basis is None:
+        return Shares((), scores.dimension, len(curvature))
     found = []
-    for name, rows in own.items() if basis is not None else ():
+    for name, rows in own.items():
         space, grams = basis.T @ inner(fisher, rows), inner(rows, rows)
         found += [Share(name, k, energy_share(space[:k], grams, seed=seed)) for k in sizes if k <= len(space)]
     return Shares(tuple(found), scores.dimension, len(curvature))

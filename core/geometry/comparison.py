@@ -40,8 +40,8 @@ def itself(base: Landscape, *, top: int, draws: int, seed: int) -> dict[str, Mea
 
 
 def _losses(base: Landscape, other: Landscape, name: str, seed: int) -> Measures:
-    moved = [changes(each.fan, each.centre, name) for each in (base, other)]
-    rows = [each.centre.row_losses(name) for each in (base, other)]
+    moved = (changes(base.fan, base.centre, name), changes(other.fan, other.centre, name))
+    rows = (base.centre.row_losses(name), other.centre.row_losses(name))
     lengths = base.centre.tokens[list(base.centre.sets[name])]
     found = {}
     for word, ranked in RANKS.items():

@@ -33,20 +33,18 @@ class Plan:
         step: How far along these.
         rank: Of directions, and of the shared subspace in every module.
         draws: Labels drawn for every row of the Fisher matrix.
-        top: Dimensions of the eigenspaces.
     """
 
     rows: Rows
     safe: Sequence[Batch]
     shapes: Mapping[str, Shape]
     seed: int
-    points: int = 9
+    points: int = 7
     reach: float = 1.0
-    directions: int = 16
+    directions: int = 24
     step: float = 0.2
     rank: int = 2
-    draws: int = 2
-    top: int = 10
+    draws: int = 4
 
 
 @dataclass(frozen=True)

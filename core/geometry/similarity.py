@@ -77,8 +77,8 @@ def correlation(x: Floats, y: Floats, *, ranked: bool = False, given: Floats | N
     r = _pearson(x, y)
     if given is None:
         return r
-    given = stats.rankdata(given, axis=-1) if ranked else given
-    xz, yz = np.nan_to_num(_pearson(x, given)), np.nan_to_num(_pearson(y, given))
+    z: Floats = stats.rankdata(given, axis=-1) if ranked else given
+    xz, yz = np.nan_to_num(_pearson(x, z)), np.nan_to_num(_pearson(y, z))
     with np.errstate(invalid="ignore", divide="ignore"):
         return (r - xz * yz) / np.sqrt((1 - xz ** 2) * (1 - yz ** 2))
 
