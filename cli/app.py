@@ -10,6 +10,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from ..core.report.verdicts import EXIT_CODES
+from .compare import compare
 from .errors import failure, show
 from .evaluate import evaluate
 from .restore import restore
@@ -31,6 +32,8 @@ commands.command("restore", epilog=f"{SOURCES}\n{CODES}",
                  context_settings={"auto_envvar_prefix": "SAFERESTORE"})(restore)
 commands.command("eval", epilog=f"{SOURCES}\n{CODES}",
                  context_settings={"auto_envvar_prefix": "SAFERESTORE"})(evaluate)
+commands.command("compare", epilog=f"{SOURCES}\n{CODES}",
+                 context_settings={"auto_envvar_prefix": "SAFERESTORE"})(compare)
 commands.command("schema")(schema)
 
 

@@ -16,10 +16,11 @@ import torch
 from .checkpoint.pair import CheckpointPair, open_pair
 from .checkpoint.session import Session, open_session, write_params
 from .checkpoint.writer import reload_error, write_adapter
-from .config import EvalConfig, Progress, RestoreConfig, no_progress
+from .config import CompareConfig, EvalConfig, Progress, RestoreConfig, no_progress
 from .data.chat import chat_format
 from .data.selection import Selection, select
 from .errors import NumericalError
+from .evaluation.comparing import compare_models, measure_models
 from .evaluation.controls import run_controls
 from .evaluation.examination import Examined, examine
 from .evaluation.findings import agreement_rows, check_errors, given_answers, measured_of
@@ -27,14 +28,20 @@ from .evaluation.gate.baseline import check_baseline, measured_in
 from .evaluation.gate.decide import decide
 from .evaluation.gate.measure import comparisons
 from .evaluation.judging import judge_samples
+from .evaluation.landscape_rows import answered_rows, read_sets
 from .evaluation.planning import estimate
 from .evaluation.preparation import Answers, Prepared, held_out_losses, prepare, tokens_of
 from .evaluation.samples import Sample
 from .evaluation.setup import Setup, inputs_of, set_up, warnings_of
 from .evaluation.systems import Examiner
-from .evaluation.verdict import Comparison, Mean, compare, is_worse, mean_per_token, verdict
+from .evaluation.verdict import Comparison, Mean, is_worse, mean_per_token, verdict
+from .evaluation.verdict import compare as compare_outcomes
+from .geometry.delta import deltas
 from .losses import answer_tokens, row_count, row_divergences
 from .report import assemble
+from .report.compare import document
+from .report.compare_files import write_comparison, write_pictures
+from .report.compare_schema import validate as validate_comparison
 from .report.gate_files import read_baseline, read_gate, write_baseline
 from .report.journal import Journal, journal_folder
 from .report.results import results, write_results
@@ -189,13 +196,49 @@ def _asked_and_judged(setup: Setup, journal: Journal, config: EvalConfig, clock:
     return samples, examined
 
 
+def compare(config: CompareConfig, out: Path | None = None, *, plots: Path | None = None,
+            progress: Progress = no_progress) -> Json:
+    """Test whether the geometry of the harmful loss survived fine-tuning, beside an unrelated model and other rows.
+
+    Args:
+        config: What to compare and how.
+        out: The folder to write, whole or not at all; None writes nothing.
+        plots: A folder for the pictures alone.
+        progress: Told of every long stage.
+
+    Returns:
+        The document (the contract of `saferestore schema compare`). Errors are raised.
+    """
+    clock = Clock()
+    with clock.stage("open"):
+        sets = read_sets(config)
+        pair = open_pair(config.base, config.tuned, offline=config.offline, force=config.force, progress=progress)
+        session = open_session(pair, dtype=config.dtype, device=config.device, device_map=config.device_map,
+                               max_memory=config.max_memory, seed=config.seed)
+    with clock.stage("changes"):
+        changes = deltas(pair, progress=progress)
+    with clock.stage("answer"):
+        rows = answered_rows(session, make_examiner(session, config, progress), sets)
+    with clock.stage("measure"):
+        landscapes, line = measure_models(session, rows, config, progress)
+    with clock.stage("compare"):
+        found = document(config, pair, sets, rows, changes, compare_models(landscapes, line, config))
+    found["run"] = clock.run()
+    validate_comparison(found)
+    for folder, write in ((out, write_comparison), (plots, write_pictures)):
+        if folder is not None:
+            with staged(folder, force=config.force) as staging:
+                write(staging, found)
+    return found
+
+
 def solver_settings(config: RestoreConfig) -> Settings:
     """Return the settings of the trust region for a configuration."""
     return Settings(engine=config.engine, max_drift=config.max_drift, max_steps=config.max_steps, seed=config.seed,
                     low_memory=config.low_memory)
 
 
-def make_examiner(session: Session, config: RestoreConfig, progress: Progress) -> Examiner:
+def make_examiner(session: Session, config: RestoreConfig | CompareConfig, progress: Progress) -> Examiner:
     """Return how the systems of a session are asked; loads the tuned model."""
     chat = chat_format(session.tokenizer, config.chat_template, config.system_prompt)
     text_config = session.adapter().model.config.get_text_config()
@@ -225,9 +268,9 @@ def _after(prepared: Prepared, examiner: Examiner, rows: Selection, config: Rest
     harm = {name: [a.verdict.harmful for a in part["harmful"]] for name, part in asked.items()}
     broken = {name: [not a.verdict.coherent for a in (*part["harmful"], *part["benign"])]
               for name, part in asked.items()}
-    against = {"harm_after_vs_base": compare(harm["after"], harm["base"]),
-               "harm_after_vs_tuned": compare(harm["after"], harm["tuned"]),
-               "incoherent_after_vs_base": compare(broken["after"], broken["base"])}
+    against = {"harm_after_vs_base": compare_outcomes(harm["after"], harm["base"]),
+               "harm_after_vs_tuned": compare_outcomes(harm["after"], harm["tuned"]),
+               "incoherent_after_vs_base": compare_outcomes(broken["after"], broken["base"])}
     return After(answers, held_out_losses(model, held_out.harmful, held_out.task), drift, against, tokens_of(answers))
 
 

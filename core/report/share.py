@@ -10,9 +10,9 @@ import shlex
 from pathlib import Path
 from typing import TypeVar
 
-from ..config import EvalConfig, RestoreConfig
+from ..config import AnyConfig, RestoreConfig
 
-Settings = TypeVar("Settings", RestoreConfig, EvalConfig)
+Settings = TypeVar("Settings", bound=AnyConfig)
 
 PACKAGES = ("accelerate", "huggingface_hub", "jinja2", "jsonschema", "numpy", "peft", "pyyaml", "safetensors",
             "scipy", "tokenizers", "torch", "transformers")

@@ -1,0 +1,91 @@
+"""A comparison in the terminal, at most 80 columns wide."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import RenderableType
+from rich.text import Text
+
+from ..core.report import compare_rows, rows
+from .render import console_of, table_of, text_of
+
+BARS = "▁▂▃▄▅▆▇█"
+
+
+def print_comparison(found: dict[str, Any], out: Path | None, *, brief: bool = False) -> None:
+    """Print the verdict and the tables on stdout; only the first line if `brief`."""
+    console = console_of(sys.stdout)
+    console.print(text_of(found["sentences"][0]))
+    if not brief:
+        for part in _parts(found, out):
+            console.print(part)
+
+
+def _parts(found: dict[str, Any], out: Path | None) -> Iterator[RenderableType]:
+    for sentence in found["sentences"][1:]:
+        yield text_of(f" {sentence}")
+    yield ""
+    yield _losses(found)
+    yield ""
+    yield _similarity(found)
+    yield Text(" 95% intervals; itself: the base with other labels drawn", style="dim")
+    yield ""
+    yield from _line(found)
+    yield ""
+    yield _shares(found)
+    yield ""
+    yield _modules(found)
+    if out is not None:
+        yield text_of(f" written to {out}")
+
+
+def _losses(found: dict[str, Any]) -> RenderableType:
+    table = table_of(["nats per token", *compare_rows.systems(found), "rows"])
+    for name, cells, n in compare_rows.losses(found):
+        table.add_row(name, *(cell.partition(" ")[0] for cell in cells), str(n))
+    return table
+
+
+def _similarity(found: dict[str, Any]) -> RenderableType:
+    names = compare_rows.against(found)
+    table = table_of(["alike to the base", "", *names[:2]])
+    for name, label, cells in compare_rows.similarity(found, every=False):
+        table.add_row(name, text_of(label[:32]), *(Text(cell.replace(" to ", " "), no_wrap=True)
+                                                      for cell in cells[:2]))
+    return table
+
+
+def _line(found: dict[str, Any]) -> Iterator[Text]:
+    line = found["interpolation"]
+    yield Text(f" loss from base to tuned, steps {line['steps'][0]:g} to {line['steps'][-1]:g}", style="bold")
+    for name, losses in line["losses_nats_per_token"].items():
+        yield text_of(f" {name:<9}{sparkline(losses)}  {_ends(losses)}")
+
+
+def _ends(losses: list[float | None]) -> str:
+    return f"{rows.number_text(losses[0])} to {rows.number_text(losses[-1])}"
+
+
+def sparkline(values: list[float | None]) -> str:
+    """Return a bar a value between the least and the largest, a blank where there is none."""
+    known = [value for value in values if value is not None]
+    low, span = min(known, default=0.0), (max(known, default=0.0) - min(known, default=0.0)) or 1.0
+    return "".join(" " if value is None else BARS[round((value - low) / span * (len(BARS) - 1))] for value in values)
+
+
+def _shares(found: dict[str, Any]) -> RenderableType:
+    table = table_of(["gradient at tuned", "dims", "in the task's curvature", "random vector"])
+    for gradient, k, share, random in compare_rows.shares(found):
+        table.add_row(gradient, str(k), share, random)
+    return table
+
+
+def _modules(found: dict[str, Any]) -> RenderableType:
+    table = table_of(["changed most", "relative size", "effective rank"])
+    for name, size, rank in compare_rows.modules(found, 5):
+        table.add_row(text_of(name[-46:]), size, rank)
+    return table

@@ -1,0 +1,162 @@
+"""Pictures of a comparison as SVG, from its document alone: the same document gives the same bytes.
+
+They are drawn to be read in black and white: systems differ by line and marker, heights by labelled contours. Styles
+are attributes of their own, so that a page whose policy strips style sheets still shows them.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+from ..geometry.verdict import HEADLINE, LABELS
+
+Json = Mapping[str, Any]
+LINES = ("-", "--", ":", "-.")
+MARKERS = ("o", "s", "^", "D")
+STYLE: Any = {"svg.hashsalt": "saferestore", "svg.fonttype": "path", "font.size": 8, "axes.titlesize": 8,
+              "axes.spines.top": False, "axes.spines.right": False}
+_STYLED = re.compile(r' style="([^"]*)"')
+
+
+def landscapes(found: Json) -> Figure:
+    """Contours of every set's loss around every model, each panel with its own heights."""
+    systems, axes = found["landscapes"]["systems"], found["landscapes"]["axes"]
+    sets = list(next(iter(systems.values()))["losses_nats_per_token"])
+    figure = Figure(figsize=(2.3 * len(systems), 2.1 * len(sets)), layout="constrained")
+    panels = figure.subplots(len(sets), len(systems), squeeze=False)
+    for row, name in enumerate(sets):
+        for column, (system, each) in enumerate(systems.items()):
+            _contour(panels[row][column], axes, each["losses_nats_per_token"][name])
+            panels[row][column].set_title(f"{name} rows, {system}")
+    return figure
+
+
+def _contour(panel: Any, axes: Sequence[Sequence[float]], heights: Sequence[Sequence[float | None]]) -> None:
+    z = np.ma.masked_invalid(np.array(heights, dtype=float))
+    if z.count() and float(np.ptp(z.compressed())) > 0:
+        lines = panel.contour(axes[1], axes[0], z, levels=7, colors="black", linewidths=0.7)
+        panel.contourf(axes[1], axes[0], z, levels=7, cmap="Greys", alpha=0.5)
+        panel.clabel(lines, fontsize=6, fmt="%.3g")
+    for i, j in zip(*np.nonzero(np.ma.getmaskarray(z)), strict=True):
+        panel.plot(axes[1][j], axes[0][i], "x", color="black", markersize=3)
+    panel.plot(0, 0, "+", color="black", markersize=7)
+
+
+def interpolation(found: Json) -> Figure:
+    """Losses on the line from base to tuned."""
+    figure = Figure(figsize=(5, 2.8), layout="constrained")
+    panel = figure.subplots()
+    for number, (name, losses) in enumerate(found["interpolation"]["losses_nats_per_token"].items()):
+        panel.plot(found["interpolation"]["steps"], np.array(losses, dtype=float), LINES[number % 4], color="black",
+                   marker=MARKERS[number % 4], markersize=3, linewidth=1, label=f"{name} rows")
+    for x, label in ((0, "base"), (1, "tuned")):
+        panel.axvline(x, color="grey", linewidth=0.5)
+        panel.annotate(label, (x, 1.01), xycoords=("data", "axes fraction"), ha="center")
+    panel.set_yscale("symlog", linthresh=0.1)
+    panel.set(xlabel="from base (0) to tuned (1)", ylabel="nats per answer token")
+    panel.legend(frameon=False)
+    return figure
+
+
+def similarity(found: Json) -> Figure:
+    """The headline measures with their intervals: base against tuned, and against the unrelated model."""
+    rows = [row for row in found["similarity"] if row["measure"] in HEADLINE and row["value"] is not None]
+    sets, against = (list(dict.fromkeys(row[key] for row in rows)) for key in ("set", "against"))
+    figure = Figure(figsize=(7, 2.4), layout="constrained")
+    panels = figure.subplots(1, len(HEADLINE), squeeze=False, sharey=True)[0]
+    for panel, measure in zip(panels, HEADLINE, strict=True):
+        for number, who in enumerate(against):
+            for place, name in enumerate(sets):
+                row = next((r for r in rows if (r["measure"], r["against"], r["set"]) == (measure, who, name)), None)
+                if row is not None:
+                    _point(panel, place + 0.25 * (number - 1), row, number, who if place == 0 else None)
+        panel.set_xticks(range(len(sets)), sets)
+        panel.set_title("\n".join(_wrapped(LABELS[measure])))
+        panel.axhline(0, color="grey", linewidth=0.5)
+    panels[-1].legend(frameon=False, fontsize=6)
+    return figure
+
+
+def _wrapped(text: str, width: int = 24) -> list[str]:
+    words = text.split(", ")
+    return [", ".join(words)] if len(text) <= width else [words[0], ", ".join(words[1:])]
+
+
+def _point(panel: Any, x: float, row: Json, number: int, label: str | None) -> None:
+    panel.plot([x], [row["value"]], MARKERS[number % 4], color="black", markersize=4, label=label,
+               markerfacecolor="black" if number == 0 else "white")
+    if row["ci_low"] is not None:
+        panel.plot([x, x], [row["ci_low"], row["ci_high"]], "-", color="black", linewidth=0.8)
+
+
+def shares(found: Json) -> Figure:
+    """Share of each gradient in the task's leading curvature, by dimensions, at each model."""
+    systems = list(dict.fromkeys(row["system"] for row in found["shares"])) or ["tuned"]
+    figure = Figure(figsize=(3 * len(systems), 2.6), layout="constrained")
+    panels = figure.subplots(1, len(systems), squeeze=False, sharey=True)[0]
+    for panel, system in zip(panels, systems, strict=True):
+        rows = [row for row in found["shares"] if row["system"] == system and row["value"]]
+        for number, name in enumerate(dict.fromkeys(row["gradient"] for row in rows)):
+            own = [row for row in rows if row["gradient"] == name]
+            panel.plot([r["k"] for r in own], [r["value"] for r in own], LINES[number % 4], color="black", linewidth=1,
+                       marker=MARKERS[number % 4], markersize=3, label=name)
+        if rows:
+            first = [row for row in rows if row["gradient"] == rows[0]["gradient"]]
+            panel.plot([r["k"] for r in first], [r["random"] for r in first], color="grey", label="random vector")
+            panel.set(xscale="log", yscale="log")
+        panel.set_title(f"at the {system} model")
+        panel.set(xlabel="dimensions", ylabel="share of energy")
+    panels[-1].legend(frameon=False, fontsize=6)
+    return figure
+
+
+def modules(found: Json) -> Figure:
+    """Relative size and effective rank of every module's change, in the order of the layers."""
+    rows = [row for row in found["modules"] if row["effective_rank"] is not None]
+    figure = Figure(figsize=(7, 2.4), layout="constrained")
+    panels = figure.subplots(2, 1, sharex=True)
+    for panel, key, label in zip(panels, ("relative_norm", "effective_rank"), ("relative size", "effective rank"),
+                                 strict=True):
+        panel.bar(range(len(rows)), [row[key] or 0 for row in rows], color="grey", edgecolor="black", linewidth=0.3)
+        panel.set_ylabel(label)
+    panels[-1].set_xlabel("modules that changed, by name")
+    return figure
+
+
+FIGURES: dict[str, Callable[[Json], Figure]] = {
+    "landscapes": landscapes, "interpolation": interpolation, "similarity": similarity, "shares": shares,
+    "modules": modules,
+}
+"""Name of a file without .svg -> how it is drawn."""
+
+
+def draw(found: Json) -> dict[str, str]:
+    """Return every picture of a document as SVG text, by name."""
+    drawn = {}
+    for name, make in FIGURES.items():
+        with rc_context(STYLE):
+            stream = io.StringIO()
+            FigureCanvasSVG(make(found)).print_svg(stream, metadata={"Date": None, "Creator": None})
+        drawn[name] = _plain(stream.getvalue())
+    return drawn
+
+
+def _plain(svg: str) -> str:
+    """Drop what stands before the picture, and turn every style into the attributes it stands for."""
+    body = re.sub(r"<style[^>]*>.*?</style>", "", svg[svg.index("<svg"):], flags=re.DOTALL)
+    lines = _STYLED.sub(lambda match: "".join(_attributes(match[1])), body)
+    # Without its style sheet matplotlib's lines would have square corners and no joins: these are its two rules.
+    return lines.replace("<svg ", '<svg stroke-linejoin="round" stroke-linecap="butt" ', 1)
+
+
+def _attributes(style: str) -> list[str]:
+    pairs = (part.split(":", 1) for part in style.split(";") if ":" in part)
+    return [f' {key.strip()}="{value.strip()}"' for key, value in pairs]
