@@ -65,7 +65,7 @@ def test_only_the_command_line_knows_the_terminal() -> None:
     found = {path.name: {module[0] for module in imports_of(path)} & {"typer", "rich"} for path in SOURCES}
     core = {path.name for path in SOURCES if path.is_relative_to(ROOT / "core")}
     assert not {name for name in core if found[name]}
-    assert [name for name in sorted(found) if "rich" in found[name]] == ["render.py"]
+    assert all(name.startswith("render") for name in found if "rich" in found[name])
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
