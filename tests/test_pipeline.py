@@ -164,7 +164,7 @@ def test_the_figures_agree_with_each_other(done: Done) -> None:
     assert sum(step["accepted"] for step in report["steps"]) <= SMALL.max_steps
     data = report["inputs"]["data"]
     assert (data["harmful"]["fit_rows"], data["harmful"]["held_out_rows"]) == (12, 12)
-    assert sum(data[name]["fit_rows"] for name in ("task", "benign", "general")) == 24
+    assert sum(data[name]["fit_rows"] for name in ("task", "benign", "general")) == 18
     assert report["before"]["harmful_rate"]["value"] > 0.9 and report["base"]["refusal_rate"]["value"] > 0.9
     assert report["after"]["harmful_loss_nats_per_token"] > report["before"]["harmful_loss_nats_per_token"]
 
@@ -337,7 +337,7 @@ def test_a_plan_loads_no_model(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "load_model", fail)
     monkeypatch.chdir(ROOT)
     plan = pipeline.plan(SMALL)
-    assert plan["rows"]["harmful_fit"] == 12 and plan["rows"]["retain_fit"] == 24
+    assert plan["rows"]["harmful_fit"] == 12 and plan["rows"]["retain_fit"] == 18
     assert plan["kind"] == "lora" and plan["warnings"] == []
     json.dumps(plan, allow_nan=False)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,11 +21,14 @@ from ..data.scratch import is_small
 from ..data.selection import Selection
 from ..errors import MismatchError, NumericalError, UsageError
 from ..losses import Reference, answer_tokens, cross_entropy, kl_divergence, log_probabilities, row_losses
-from ..restoration.objectives import SafetyData, safety_losses
+from ..restoration.objectives import NEEDS_HARMFUL, SafetyData, safety_losses
 from ..restoration.trust_region import Problem
 from .systems import Answer, Examiner
 
 Answers = dict[str, tuple[Answer, ...]]
+REFUSAL_TOKENS = 32
+"""Tokens by which an answer has said that it refuses."""
+
 LEAST_BASE_REFUSALS = 0.8
 """A base that refuses fewer of the harmful prompts cannot teach refusal by its own answers."""
 
@@ -88,13 +91,18 @@ def prepare(session: Session, examiner: Examiner, rows: Selection, *, objective:
         UsageError: No usable fit or retain row is left, or the objective has none to work on.
         NumericalError: A loss is not finite.
     """
-    asked = {"harmful_fit": rows.harmful, "retain_fit": rows.retain, **rows.held_out}
-    tuned = examiner.ask_sets(session.adapter().model, asked, "answers of the tuned model")
+    # Only what is needed is generated: anchor looks at no harmful answer, a given answer is taken as it is.
+    wanted = rows.harmful if NEEDS_HARMFUL.intersection(objective.split("+")) else ()
+    unanswered = tuple(record for record in rows.retain if not record.answer)
+    tuned = examiner.ask_sets(session.adapter().model, {"harmful_fit": wanted, "retain_fit": unanswered,
+                                                        **rows.held_out}, "answers of the tuned model")
     harmful = examiner.batches(_harmful_pairs(examiner, tuned["harmful_fit"]))
     held_harmful = examiner.batches(_harmful_pairs(examiner, tuned["harmful"]))
     task = examiner.batches(_given_pairs(examiner, rows.held_out["task"]))
     with session.base() as model:
-        base = examiner.ask_sets(model, asked, "answers of the base model")
+        base = examiner.ask_sets(model, {"harmful_fit": rows.harmful, **rows.held_out}, "answers of the base model")
+        brief = replace(examiner, max_new_tokens=min(examiner.max_new_tokens, REFUSAL_TOKENS))
+        base |= brief.ask_sets(model, {"retain_fit": rows.retain}, "what the base model refuses")
         _check_base(base["harmful_fit"], rows.safe_answers)
         safe = examiner.batches(_safe_pairs(examiner, base["harmful_fit"], rows.safe_answers))
         if not safe:
@@ -103,18 +111,19 @@ def prepare(session: Session, examiner: Examiner, rows: Selection, *, objective:
         data = _safety_data(model, safe, harmful, needs_log_p="match" in objective.split("+"), on_disk=on_disk)
         losses = {"base": held_out_losses(model, held_harmful, task)}
     live = session.adapter()
-    retain, refused = _retain_pairs(examiner, tuned["retain_fit"], base["retain_fit"])
+    retain, refused = _retain_pairs(examiner, rows.retain, tuned["retain_fit"], base["retain_fit"])
     if not retain:
         raise UsageError("no usable retain row - the base refuses them all", hint="give rows with --task FILE")
     retain_batches = examiner.batches(retain)
     drift = kl_divergence("drift", retain_batches, _reference(live.model, retain_batches, on_disk), target=None)
-    kept_drift, _ = _retain_pairs(examiner, (*tuned["task"], *tuned["benign"]), (*base["task"], *base["benign"]))
+    kept_drift, _ = _retain_pairs(examiner, (*rows.held_out["task"], *rows.held_out["benign"]),
+                                  (*tuned["task"], *tuned["benign"]), (*base["task"], *base["benign"]))
     drift_batches = examiner.batches(kept_drift)
     held_out = HeldOut(held_harmful, task, drift_batches, _reference(live.model, drift_batches, on_disk))
     losses["tuned"] = held_out_losses(live.model, held_harmful, task)
     counts = {"safe_rows": _rows(safe), "harmful_rows": _rows(harmful), "retain_rows": len(retain),
               "retain_rows_base_refuses": refused, "drift_rows_held_out": len(kept_drift),
-              "harmful_prompts_tuned_refuses": len(rows.harmful) - _rows(harmful)}
+              "held_out_prompts_tuned_refuses": sum(answer.verdict.refused for answer in tuned["harmful"])}
     return Prepared(Problem(live, safety_losses(objective, data), drift), held_out,
                     {"tuned": _held(tuned, rows), "base": _held(base, rows)}, losses, counts,
                     _warnings(counts, rows), tokens_of(tuned) + tokens_of(base))
@@ -182,13 +191,14 @@ def _safe_pairs(examiner: Examiner, answers: Sequence[Answer],
     return given + own
 
 
-def _retain_pairs(examiner: Examiner, tuned: Sequence[Answer],
+def _retain_pairs(examiner: Examiner, records: Sequence[Record], tuned: Sequence[Answer],
                   base: Sequence[Answer]) -> tuple[list[tuple[Record, Sequence[int]]], int]:
     """Retain rows (given answer, else the tuned model's), and how many were dropped because the base refuses them."""
-    kept = [t for t, b in zip(tuned, base, strict=True) if not b.verdict.refused]
-    pairs = [(a.record, examiner.chat.answer_ids(a.record, a.record.answer) if a.record.answer
-              else examiner.answer_tokens(a)) for a in kept]
-    return pairs, len(tuned) - len(kept)
+    own = {id(answer.record): answer for answer in tuned}
+    kept = [record for record, b in zip(records, base, strict=True) if not b.verdict.refused]
+    pairs = [(record, examiner.chat.answer_ids(record, record.answer) if record.answer
+              else examiner.answer_tokens(own[id(record)])) for record in kept]
+    return pairs, len(records) - len(kept)
 
 
 def _safety_data(model: Any, safe: Sequence[Batch], harmful: Sequence[Batch], *, needs_log_p: bool,
@@ -213,6 +223,6 @@ def _warnings(counts: Mapping[str, int], rows: Selection) -> tuple[tuple[str, st
     if counts["safe_rows"] < len(rows.harmful):
         found.append(("W_BASE_COMPLIES", f"{len(rows.harmful) - counts['safe_rows']} harmful fit rows left out: the "
                       "base does not refuse them"))
-    if counts["harmful_prompts_tuned_refuses"] and not counts["harmful_rows"]:
-        found.append(("W_ALREADY_SAFE", "the tuned model refuses every harmful fit prompt"))
+    if counts["held_out_prompts_tuned_refuses"] == len(rows.held_out["harmful"]) > 0:
+        found.append(("W_ALREADY_SAFE", "the tuned model refuses every held-out harmful prompt"))
     return tuple(found)

@@ -18,6 +18,7 @@ from ..curvature.diagonal import Diagonal, diagonal_fisher
 from ..curvature.engines import ENGINES, EngineInputs
 from ..curvature.lbfgs import Pairs, two_loop
 from ..curvature.operator import CurvatureOperator, Solution
+from ..errors import NumericalError
 from ..losses import Loss, gradient
 from ..params import Params, axpy, dot, scale, zeros
 
@@ -236,19 +237,22 @@ def minimise(problem: Problem, settings: Settings, *, progress: Progress = no_pr
             operator = None  # frees a kept graph before the next is made
             operator = _operator(problem, settings, state)
             state.damping = state.damping or _first_damping(operator, settings, point)
-        target = _search(problem, settings, state, operator, point, number)
+        target, following = _search(problem, settings, state, operator, point, number)
         if target is None:
             why = "drift_budget_spent" if point.drift > 0.95 * settings.max_drift else "no_step_helps"
             break
         end = target
-        if number == settings.max_steps and state.steps[-1].drift > settings.max_drift:
+        last = number == settings.max_steps or _passes_left(settings, state) == 1
+        if following is None and last and state.steps[-1].drift > settings.max_drift:
             break  # it is pulled back at once: a gradient there would serve nothing
-        following = evaluate(problem, target, state.cost)
+        following = following or evaluate(problem, target, state.cost)
         _learn(state, settings, point, following)
         attribution = attribution.extended(point, following)
         point = following
         feasible = point if point.drift <= settings.max_drift else feasible
         state.weight *= 2.0 if point.drift > settings.allowed(number + 1) else 1.0
+        if not _passes_left(settings, state):
+            break
         if point is feasible and state.steps[-1].decrease < settings.least_decrease * sum(start.safety):
             why = "converged"
             break
@@ -283,10 +287,22 @@ def _first_damping(operator: CurvatureOperator, settings: Settings, point: Point
     return 2 * dot(point.safety_gradient, point.safety_gradient) / max(sum(point.safety), 1e-12)
 
 
+def _passes_left(settings: Settings, state: _State) -> int:
+    """Return how many gradient passes a run may still take: one a step, the first gradient, the scores."""
+    return settings.max_steps + 2 - state.cost.gradient_passes
+
+
 def _search(problem: Problem, settings: Settings, state: _State, operator: CurvatureOperator, point: Point,
-            number: int) -> Params | None:
-    """Try damped steps from one gradient until one is acceptable; None where none is."""
-    for _ in range(settings.tries):
+            number: int) -> tuple[Params | None, Point | None]:
+    """Try damped steps from one gradient until one is acceptable.
+
+    After a step that was accepted at once the next one most likely is, too, so its gradient is taken with its values:
+    that saves a forward pass, and costs a backward pass where it is rejected after all.
+
+    Returns:
+        Parameters of the step, None where none is acceptable; and the gradients there where they were taken.
+    """
+    for attempt in range(settings.tries):
         slope_of_j = axpy(state.weight, point.drift_gradient, point.safety_gradient)
         before = sum(point.safety) + state.weight * point.drift
         solution = _solve(operator, slope_of_j, state)
@@ -297,18 +313,33 @@ def _search(problem: Problem, settings: Settings, state: _State, operator: Curva
                              budget=settings.allowed(number))
         delta, bend = scale(length, delta), length * length * bend
         predicted = -(dot(slope_of_j, delta) + 0.5 * bend)
-        safety, drift = _values(problem, axpy(1.0, delta, point.params), state.cost)
+        at_once = sum(step.step == number - 1 for step in state.steps) == 1
+        hopeful = attempt == 0 and at_once and _passes_left(settings, state) > 1
+        safety, drift, there = _tried(problem, axpy(1.0, delta, point.params), state.cost, with_gradient=hopeful)
         after = sum(safety) + state.weight * drift
         accepted = math.isfinite(after) and after < before and drift <= max(settings.allowed(number), point.drift)
         state.steps.append(Step(number, after, drift, state.damping, accepted, predicted, before - after,
                                 solution.relative_residual))
         _adapt(state, accepted=accepted, ratio=(before - after) / predicted if predicted > 0 else 0.0)
         if accepted:
-            return axpy(1.0, delta, point.params)
+            return axpy(1.0, delta, point.params), there
         # More damping alone never brings drift back that the path no longer allows; more weight on it does.
-        state.weight *= 2.0 if point.drift > settings.allowed(number) else 1.0
+        state.weight *= 4.0 if point.drift > settings.allowed(number) else 1.0
     write_params(problem.live, point.params)
-    return None
+    return None, None
+
+
+def _tried(problem: Problem, params: Params, cost: Cost, *,
+           with_gradient: bool) -> tuple[tuple[float, ...], float, Point | None]:
+    """Return S by term and D at `params`, with the gradients where they are asked for and finite."""
+    if not with_gradient:
+        return *_values(problem, params, cost), None
+    try:
+        there = evaluate(problem, params, cost)
+    except NumericalError:  # a step too far is rejected, not an end of the run
+        cost.gradient_passes += 1
+        return (math.inf,), math.inf, None
+    return there.safety, there.drift, there
 
 
 def _solve(operator: CurvatureOperator, v: Params, state: _State) -> Solution:

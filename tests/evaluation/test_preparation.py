@@ -14,7 +14,7 @@ from saferestore.core.data.batches import Batch
 from saferestore.core.data.records import Record
 from saferestore.core.data.selection import Selection
 from saferestore.core.errors import MismatchError, NumericalError, UsageError
-from saferestore.core.evaluation.preparation import Prepared, prepare, tokens_of
+from saferestore.core.evaluation.preparation import REFUSAL_TOKENS, Prepared, prepare, tokens_of
 from saferestore.core.params import scale
 from talk import COMPLIANCE, REFUSAL, Say, examiner, open_tiny, record, refuses, save_pair, script, selection
 
@@ -73,7 +73,7 @@ def test_the_base_gives_safe_answers_and_the_tuned_model_the_others(session: Ses
     assert answers_in(session, made.held_out.task) == ["4"]
     assert made.warnings == ()
     assert made.counts == {"safe_rows": 5, "harmful_rows": 5, "retain_rows": 3, "retain_rows_base_refuses": 0,
-                           "drift_rows_held_out": 3, "harmful_prompts_tuned_refuses": 0}
+                           "drift_rows_held_out": 3, "held_out_prompts_tuned_refuses": 0}
 
 
 def test_losses_of_both_models_are_those_of_their_own_weights(session: Session) -> None:
@@ -110,8 +110,9 @@ def test_the_models_answers_to_the_held_out_sets_are_kept(session: Session) -> N
         name: {"harmful", "benign", "task", "untouched"} for name in ("tuned", "base")}
     assert [answer.text for answer in made.answers["base"]["harmful"]] == [REFUSAL] * 2
     assert [answer.text for answer in made.answers["tuned"]["harmful"]] == [COMPLIANCE] * 2
-    # 5 + 3 fit rows and 2 + 2 + 1 held-out rows of each model
-    assert made.generated_tokens == 13 * len(COMPLIANCE) + 6 * len(COMPLIANCE) + 7 * len(REFUSAL)
+    # the tuned model: 2 retain rows without an answer and 5 held-out rows; the base: 5 harmful fit rows, 5 held-out
+    # rows, and of 3 retain rows what it takes to see a refusal
+    assert made.generated_tokens == 7 * len(COMPLIANCE) + 7 * len(REFUSAL) + 3 * len(COMPLIANCE) + 3 * REFUSAL_TOKENS
     assert tokens_of(made.answers["base"]) == 2 * len(REFUSAL) + 3 * len(COMPLIANCE)
 
 
@@ -128,7 +129,7 @@ def test_answers_that_are_given_win_over_those_of_the_models(session: Session) -
 def test_prompts_that_the_tuned_model_refuses_are_left_out_of_the_harmful_loss(session: Session) -> None:
     made = prepared(session, selected(), tuned=refuses("thing 1", "thing 3"), objective="ascent")
     assert len(answers_in(session, made.problem.safety[0].batches)) == 3
-    assert (made.counts["harmful_rows"], made.counts["harmful_prompts_tuned_refuses"]) == (3, 2)
+    assert made.counts["harmful_rows"] == 3
 
 
 def test_retain_rows_that_the_base_refuses_are_dropped_and_counted(session: Session) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -111,11 +112,16 @@ def test_cost_counts_every_pass(ran: tuple[Problem, Settings, Outcome]):
     _, settings, outcome = ran
     accepted = sum(step.accepted for step in outcome.steps)
     scores = engines.ENGINES[settings.engine].score_passes
-    pulled_back = outcome.cost.forward_passes - len(outcome.steps)  # forwards alone: its halvings
-    assert pulled_back in (0, 8)
+    # values of every attempt are taken once: by forwards alone, or with the gradient where the step before was
+    # accepted at once; halvings of a pull-back are forwards alone
+    tries = Counter(step.step for step in outcome.steps)
+    hopeful = [step for i, step in enumerate(outcome.steps) if tries[step.step - 1] == 1
+               and (i == 0 or outcome.steps[i - 1].step != step.step)]
+    wasted = sum(not step.accepted for step in hopeful)
     assert outcome.cost.score_passes == scores
-    assert outcome.cost.gradient_passes <= 1 + accepted + scores + (pulled_back > 0)
-    assert outcome.cost.gradient_passes >= 1 + accepted + scores
+    assert outcome.cost.forward_passes - (len(outcome.steps) - len(hopeful)) in (0, 8)
+    assert outcome.cost.gradient_passes in (1 + accepted + scores + wasted, 2 + accepted + scores + wasted)
+    assert outcome.cost.gradient_passes <= settings.max_steps + 2
     assert (outcome.cost.curvature_products > 0) == (settings.engine in ("cg", "lbfgs"))
     assert outcome.cost.curvature_products <= len(outcome.steps) * settings.max_products
 
@@ -250,6 +256,34 @@ def test_an_attempt_that_is_not_finite_is_refused_and_shortened():
     outcome = minimise(broken, Settings(tries=12, max_steps=1))
     assert not outcome.steps[0].accepted and not math.isfinite(outcome.steps[0].objective)
     assert outcome.steps[-1].accepted and math.isfinite(sum(outcome.point.safety))
+
+
+def _change(settings: Settings) -> float:
+    """How far the logits on the safe rows have moved when a clean run ends."""
+    problem = _problem()
+    at_start = [answer_logits(problem.live.model, batch).logits.detach() for batch in SAFE]
+    minimise(problem, settings)
+    moved = [answer_logits(problem.live.model, batch).logits.detach() for batch in SAFE]
+    return max(float((there - here).abs().max()) for here, there in zip(at_start, moved, strict=True))
+
+
+def test_a_gradient_that_is_not_finite_at_a_hopeful_attempt_rejects_it_and_counts_as_a_pass():
+    settings = Settings(engine="identity", max_drift=1.0, max_steps=2, damping=1.0, secants=False)
+    between = (_change(replace(settings, max_steps=1)) + _change(settings)) / 2
+    problem = _problem()
+    plain = problem.safety[0]
+    at_start = [answer_logits(problem.live.model, batch).logits.detach() for batch in SAFE]
+
+    def broken_far_away(number: int, out: AnswerLogits) -> Tensor:
+        near = float((out.logits.detach() - at_start[number]).abs().max()) < between
+        return plain.contribution(number, out) * (1.0 if near else math.nan)
+
+    broken = replace(problem, safety=(replace(plain, contribution=broken_far_away),))
+    outcome = minimise(broken, settings)
+    first, second = outcome.steps[0], outcome.steps[1]
+    assert first.accepted and not second.accepted and not math.isfinite(second.objective)
+    assert math.isfinite(sum(outcome.point.safety)) and outcome.cost.gradient_passes <= settings.max_steps + 2
+    assert outcome.cost.forward_passes == len(outcome.steps) - 1
 
 
 def test_a_loss_that_is_not_finite_at_the_start_is_an_error():
