@@ -171,7 +171,8 @@ def page(cells: Sequence[dict[str, Any]]) -> str:
                      f"{' | '.join(outcomes)} |")
     lines += ["", "## C2: gradients in the task's leading curvature", "",
               "Share of each gradient's energy in the top 10 eigenvectors of the task's Fisher matrix at the "
-              "fine-tuned model, medians over seeds. `safety` is the gradient of the cross-entropy of the base's refusals.", "",
+              "fine-tuned model, medians over seeds. `safety` is the gradient of the cross-entropy of the base's "
+              "refusals.", "",
               "| method | data | safety | harmful | benign | task (other rows) | random vector |",
               "| --- | --- | --- | --- | --- | --- | --- |"]
     for method, data, own in _groups(cells):
