@@ -268,8 +268,8 @@ def _change(settings: Settings) -> float:
 
 
 def test_a_gradient_that_is_not_finite_at_a_hopeful_attempt_rejects_it_and_counts_as_a_pass():
-    settings = Settings(engine="fisher", max_drift=10.0, max_steps=2, damping=100.0, secants=False)
-    between = (_change(replace(settings, max_steps=1)) + _change(settings)) / 2
+    settings = Settings(engine="fisher", max_drift=10.0, max_steps=3, damping=100.0, secants=False)
+    between = (_change(replace(settings, max_steps=1)) + _change(replace(settings, max_steps=2))) / 2
     problem = _problem()
     plain = problem.safety[0]
     at_start = [answer_logits(problem.live.model, batch).logits.detach() for batch in SAFE]
