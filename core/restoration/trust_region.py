@@ -70,7 +70,7 @@ class Settings:
     path_slack: float = 4.0
     damping: float = 16.0
     tries: int = 8
-    max_products: int = 8
+    max_products: int = 4
     near: float = 0.05
     least_decrease: float = 0.0001
     secants: bool = True
