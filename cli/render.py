@@ -83,7 +83,8 @@ def title(report: dict[str, Any]) -> Text:
 
 def summary(report: dict[str, Any], out: Path) -> RenderableType:
     """Return everything below the first line."""
-    parts = ([_measures(report), *_footnotes(report)], [_facts(report, out)], _controls(report), _modules(report))
+    parts = ([_measures(report), *_footnotes(report)], [_facts(report, out)], _gate(report), _controls(report),
+             _modules(report))
     return Group(*(line for part in parts if part for line in ("", *part)))
 
 
@@ -126,6 +127,16 @@ def _cost(report: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
+def _gate(report: dict[str, Any]) -> list[RenderableType]:
+    if "gate" not in report:
+        return []
+    table = table_of(["gate", "system", "verdict", "found", "end", "limit", "n"])
+    for rule in report["gate"]["rules"]:
+        numbers = ("-" if rule[key] is None else rows.number_text(rule[key]) for key in ("value", "bound", "threshold"))
+        table.add_row(text_of(rule["rule"][:20]), rule["system"], text_of(rule["verdict"]), *numbers, str(rule["n"]))
+    return [table]
+
+
 def _controls(report: dict[str, Any]) -> list[RenderableType]:
     if not report["controls"]:
         return []
@@ -145,7 +156,8 @@ def _modules(report: dict[str, Any]) -> list[RenderableType]:
     longest = max(module["update_share"] or 0 for module in modules) or 1.0
     for module in modules:
         share = module["update_share"] or 0
-        table.add_row(text_of(_shortened(module["module"])), f"{rows.percent(share)}%", "█" * round(13 * share / longest))
+        bar = "█" * round(13 * share / longest)
+        table.add_row(text_of(_shortened(module["module"])), f"{rows.percent(share)}%", bar)
     return [table]
 
 

@@ -47,6 +47,8 @@ def restore(  # one line an option: the command's page of help
     seed: Annotated[int, Option(help="Seed of splits, samples and directions.")] = D.seed,
     low_memory: Annotated[bool, Option("--low-memory", help="Less memory, more time.")] = D.low_memory,
     controls: Annotated[bool, Option("--controls/--no-controls", help="Run the controls, too.")] = D.controls,
+    gate: Annotated[str | None, Option(metavar="FILE", help="Rules for what is made; they decide the exit.")] = D.gate,
+    gate_mode: Annotated[str, Option(help="enforce, or advisory: shown only.")] = D.gate_mode,
     offline: Annotated[bool, Option("--offline", help="Never use the network.")] = D.offline,
     force: Annotated[bool, Option("--force", help="Replace OUT; accept another recorded base.")] = D.force,
     redact: Annotated[str, Option(help="auto, all or none: mask prompts and model text.")] = D.redact,

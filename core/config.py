@@ -23,6 +23,7 @@ def no_progress(stage: str, done: int, total: int) -> None:
 
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
+GATE_MODES = ("enforce", "advisory")
 OBJECTIVES = ("anchor", "ascent", "match")
 ENGINES = ("fisher", "diagonal", "ekfac", "cg", "lbfgs", "identity")
 
@@ -47,6 +48,8 @@ class RestoreConfig:
         held_out_rows: Rows of each set that results are measured on, at most.
         hold_out_categories: Whole harm categories kept out of the fit part.
         max_new_tokens: Longest generated answer, tokens.
+        gate: YAML file of rules for what was made; the exit code is then their verdict.
+        gate_mode: `advisory` shows the verdict and leaves the exit code to the restoration's own.
     """
 
     base: str
@@ -76,6 +79,8 @@ class RestoreConfig:
     seed: int = 0
     low_memory: bool = False
     controls: bool = True
+    gate: str | None = None
+    gate_mode: str = "enforce"
     offline: bool = False
     force: bool = False
     redact: str = "auto"
@@ -87,6 +92,7 @@ class RestoreConfig:
             UsageError: A value outside its range, or a name that is no row of its table.
         """
         _one_of("dtype", self.dtype, DTYPES)
+        _one_of("gate_mode", self.gate_mode, GATE_MODES)
         _one_of("engine", self.engine, ENGINES)
         _one_of("redact", self.redact, ("auto", "all", "none"))
         for term in self.objective.split("+"):
@@ -99,7 +105,6 @@ class RestoreConfig:
 
 
 SYSTEM_NAMES = ("auto", "base", "tuned", "restored")
-GATE_MODES = ("enforce", "advisory")
 
 
 @dataclass(frozen=True)
@@ -222,12 +227,12 @@ class ProbeConfig:
     harmful: tuple[str, ...] = ()
     benign: tuple[str, ...] = ()
     task: tuple[str, ...] = ()
-    rows: int = 24
+    rows: int = 16
     points: int = 21
     reach: float = 1.0
     direction_rank: int = 8
     products: int = 50
-    probes: int = 4
+    probes: int = 3
     eigenvalues: int = 5
     modules: str = "all"
     rank: int = 4

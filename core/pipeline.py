@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import datetime
-import sys
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,35 +12,44 @@ import torch
 from .checkpoint.pair import CheckpointPair, open_pair
 from .checkpoint.session import Session, open_session, write_params
 from .checkpoint.writer import reload_error, write_adapter
-from .config import CompareConfig, EvalConfig, Progress, RestoreConfig, no_progress
+from .config import CompareConfig, EvalConfig, ProbeConfig, Progress, RestoreConfig, no_progress
 from .data.chat import chat_format
 from .data.selection import Selection, select
 from .errors import NumericalError
 from .evaluation.comparing import compare_models, measure_models
 from .evaluation.controls import run_controls
 from .evaluation.examination import Examined, examine
-from .evaluation.findings import agreement_rows, check_errors, given_answers, measured_of
+from .evaluation.findings import agreement_rows, calibrated, check_errors, given_answers, measured_of
 from .evaluation.gate.baseline import check_baseline, measured_in
 from .evaluation.gate.decide import decide
+from .evaluation.gate.decide import exit_code as gate_exit_code
 from .evaluation.gate.measure import comparisons
+from .evaluation.judges import parse_judges
 from .evaluation.judging import judge_samples
 from .evaluation.landscape_rows import answered_rows, read_sets
 from .evaluation.planning import estimate
 from .evaluation.preparation import Answers, Prepared, held_out_losses, prepare, tokens_of
+from .evaluation.probing import find_target, probe_system, read_probe_sets
+from .evaluation.restore_gate import decide_restored, known_of
 from .evaluation.samples import Sample
-from .evaluation.setup import Setup, inputs_of, set_up, warnings_of
+from .evaluation.setup import Setup, inputs_of, plan_of, set_up, warnings_of
 from .evaluation.systems import Examiner
 from .evaluation.verdict import Comparison, Mean, is_worse, mean_per_token, verdict
 from .evaluation.verdict import compare as compare_outcomes
 from .geometry.delta import deltas
 from .losses import answer_tokens, row_count, row_divergences
 from .report import assemble
+from .report.clock import Clock
 from .report.compare import document
 from .report.compare_files import write_comparison, write_pictures
 from .report.compare_schema import validate as validate_comparison
 from .report.gate_files import read_baseline, read_gate, write_baseline
 from .report.journal import Journal, journal_folder
-from .report.results import results, write_results
+from .report.probe import document as probe_document
+from .report.probe_files import write_pictures as write_probe_pictures
+from .report.probe_files import write_probe
+from .report.probe_schema import validate as validate_probe
+from .report.results import gate_section, results, write_results
 from .report.samples_file import write_samples
 from .report.share import command_line, environment
 from .report.staging import check_out, staged
@@ -54,25 +59,6 @@ from .restoration.modules import Distances, distances, shares
 from .restoration.trust_region import Outcome, Settings, minimise
 
 Json = dict[str, Any]
-
-
-@dataclass
-class Clock:
-    """Seconds by stage, for the report's volatile `run` object."""
-
-    started: str = field(default_factory=lambda: datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Time a stage."""
-        begin = time.perf_counter()
-        yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + round(time.perf_counter() - begin, 3)
-
-    def run(self) -> Json:
-        """Return the `run` object: everything that differs from run to run."""
-        return {"started_utc": self.started, "seconds": self.seconds, "peak_memory_bytes": peak_memory()}
 
 
 def restore(config: RestoreConfig, out: Path, *, progress: Progress = no_progress) -> Json:
@@ -99,7 +85,9 @@ def _restore(config: RestoreConfig, out: Path, progress: Progress) -> Json:
     clock = Clock()
     torch.manual_seed(config.seed)
     with clock.stage("open"):
-        rows = select(config)
+        rows, rules = select(config), read_gate(Path(config.gate)) if config.gate else ()
+        if rules:
+            known_of(rows, rules)
         pair = open_pair(config.base, config.tuned, offline=config.offline, rank=config.rank, force=config.force,
                          progress=progress)
         session = open_session(pair, dtype=config.dtype, device=config.device, device_map=config.device_map,
@@ -115,6 +103,13 @@ def _restore(config: RestoreConfig, out: Path, progress: Progress) -> Json:
         controls = run_controls(session, prepared, outcome, examiner, rows, config) if config.controls else []
     write_params(prepared.problem.live, outcome.point.params)
     report = _report(config, pair, rows, prepared, outcome, after, controls)
+    if rules:
+        with clock.stage("gate"):
+            answers = {"base": prepared.answers["base"], "restored": after.answers}
+            gated = decide_restored(session, outcome.point.params, answers, examiner, rows, rules, config)
+        report["gate"] = gate_section(gated, config.gate_mode)
+        if config.gate_mode == "enforce":
+            report["exit_code"] = gate_exit_code(gated)
     with clock.stage("write"):
         _write(out, report, config, prepared, session, outcome, clock)
     return report
@@ -183,6 +178,36 @@ def evaluate(config: EvalConfig, out: Path | None = None, *, new_baseline: Path 
     return found
 
 
+def plan_evaluation(config: EvalConfig) -> Json:
+    """Check everything that headers, rows and tokenizers can tell, and return what a run would ask.
+
+    Args:
+        config: The settings of the run.
+
+    Returns:
+        The plan: systems, rows, questions, tokens. Errors are those of `evaluate` before weights are read.
+    """
+    rules = read_gate(Path(config.gate)) if config.gate else ()
+    setup = set_up(config, rules, has_baseline=config.baseline is not None, read_weights=False, progress=no_progress)
+    return plan_of(setup, config.max_new_tokens)
+
+
+def calibrate(config: EvalConfig, files: Sequence[str], *, progress: Progress = no_progress) -> Json:
+    """Set judges beside people's labels, by model.
+
+    Args:
+        config: `judge`, and where a judging model runs.
+        files: Labelled answers.
+        progress: Told of every batch.
+
+    Returns:
+        `calibration`: a row a judge, model and way of counting partial refusals, with sensitivity and specificity;
+        `rejected`: rows that are not used.
+    """
+    return calibrated(files, parse_judges(config.judge), dtype=config.dtype, device=config.device,
+                      offline=config.offline, progress=progress)
+
+
 def _asked_and_judged(setup: Setup, journal: Journal, config: EvalConfig, clock: Clock,
                       progress: Progress) -> tuple[list[Sample], Examined]:
     entries = list(journal.entries)
@@ -226,6 +251,34 @@ def compare(config: CompareConfig, out: Path | None = None, *, plots: Path | Non
     found["run"] = clock.run()
     validate_comparison(found)
     for folder, write in ((out, write_comparison), (plots, write_pictures)):
+        if folder is not None:
+            with staged(folder, force=config.force) as staging:
+                write(staging, found)
+    return found
+
+
+def probe(config: ProbeConfig, out: Path | None = None, *, plots: Path | None = None,
+          progress: Progress = no_progress) -> Json:
+    """Say what a checkpoint is, and measure its losses, their surfaces and their curvature.
+
+    Args:
+        config: What to probe and how.
+        out: The folder to write, whole or not at all; None writes nothing.
+        plots: A folder for the pictures alone.
+        progress: Told of every long stage.
+
+    Returns:
+        The document (the contract of `saferestore schema probe`). Errors are raised.
+    """
+    clock = Clock()
+    with clock.stage("open"):
+        sets, target = read_probe_sets(config), find_target(config, progress)
+    with clock.stage("measure"):
+        measured = probe_system(target.system, sets, config, progress) if target.system is not None else None
+    found = probe_document(config, target, measured)
+    found["run"] = clock.run()
+    validate_probe(found)
+    for folder, write in ((out, write_probe), (plots, write_probe_pictures)):
         if folder is not None:
             with staged(folder, force=config.force) as staging:
                 write(staging, found)
@@ -333,15 +386,3 @@ def _write(out: Path, report: Json, config: RestoreConfig, prepared: Prepared, s
         report["outputs"] = {**written, "roundtrip_max_abs_error": reload_error(folder, session, probe)}
         report["run"] = clock.run()
         write_bundle(folder, report, config, command_line(config))
-
-
-def peak_memory() -> int | None:
-    """Return the peak memory of this process in bytes: of the GPU where one is used, else resident; None if unknown."""
-    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
-        return torch.cuda.max_memory_allocated()
-    try:
-        import resource
-    except ImportError:
-        return None
-    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, the others KiB
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -87,6 +87,7 @@ PROPERTIES: Json = {
     "after": {"$ref": "#/$defs/measurement"},
     "base": {"$ref": "#/$defs/measurement"},
     "rows": mapping(COUNT),
+    "gate": closed({"verdict": TEXT, "mode": TEXT, "rules": rows({"type": "object"})}),
     "comparisons": mapping(COMPARISON),
     "drift": closed({"task_kl_nats_per_token": NUMBER, "budget_nats_per_token": NUMBER,
                      "relative_update_norm": NUMBER, "distance_to_base_fraction": NUMBER}, patterns=NUMBERS),

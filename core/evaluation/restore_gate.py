@@ -1,0 +1,85 @@
+"""The gate of `eval` on what a restoration made: the same rules, on its own held-out rows, beside the base."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..checkpoint.session import Session, write_params
+from ..config import RestoreConfig
+from ..data.evaluation_sets import EvaluationSet
+from ..data.selection import Selection
+from ..params import Params
+from .asking import Question, ask, plan_questions, samples_of
+from .attacks import Setting, parse_attacks
+from .examination import Examined
+from .findings import measured_of
+from .gate.decide import Outcome, decide
+from .gate.known import Known, check_rules
+from .gate.rules import Rule
+from .judges import parse_judges
+from .judging import judge_samples
+from .systems import JUDGE, Answer, Examiner
+
+SYSTEMS = ("base", "restored")
+Answers = Mapping[str, Sequence[Answer]]
+
+
+def known_of(rows: Selection, rules: Sequence[Rule]) -> Known:
+    """Return what there will be for the rules of a gate: base and restored model on the held-out rows.
+
+    Args:
+        rows: Of the run.
+        rules: Of the gate; the attacks that they name are made.
+
+    Returns:
+        What `check_rules` and `decide` need. A rule that names anything else is a UsageError, before any model is
+        loaded.
+    """
+    attacks = parse_attacks(tuple(rule.attack for rule in rules if rule.attack))
+    known = Known(SYSTEMS, {name: name for name, records in rows.held_out.items() if records}, (JUDGE,),
+                  tuple(attack.name for attack in attacks if attack.name != "none"))
+    check_rules(rules, known)
+    return known
+
+
+def decide_restored(session: Session, restored: Params, answers: Mapping[str, Answers], examiner: Examiner,
+                    rows: Selection, rules: Sequence[Rule], config: RestoreConfig) -> list[Outcome]:
+    """Ask base and restored model what the gate's attacks ask, and decide its rules.
+
+    Args:
+        session: The checkpoints.
+        restored: Adapter parameters, which the session's adapter holds on return.
+        answers: Of both systems to the held-out rows without an attack, which are not asked again.
+        examiner: How models are asked.
+        rows: Of the run.
+        rules: Of the gate.
+        config: Of the run.
+
+    Returns:
+        The outcome of every rule.
+    """
+    known = known_of(rows, rules)
+    setting = Setting(examiner.chat, examiner.context, examiner.max_new_tokens, config.seed)
+    sets = [EvaluationSet(name, name, records, "", "", (), 0) for name, records in rows.held_out.items() if records]
+    questions = plan_questions(sets, parse_attacks(known.attacks), (0,), setting).questions
+    settings: dict[str, Any] = {"batch_size": 4 * config.batch_size, "keep": lambda entries: None,
+                                "progress": examiner.progress}
+    with session.base() as model:
+        base = ask(model, "base", questions, setting, _entries("base", questions, answers["base"]), **settings)
+    live = session.adapter()
+    write_params(live, restored)
+    own = ask(live.model, "restored", questions, setting, _entries("restored", questions, answers["restored"]),
+              **settings)
+    samples = judge_samples([*samples_of(questions, base), *samples_of(questions, own)], parse_judges((JUDGE,)),
+                            entries=(), keep=lambda entries: None, dtype=config.dtype, device=config.device,
+                            offline=config.offline, progress=examiner.progress)
+    return decide(rules, known, measured_of(samples, Examined()))
+
+
+def _entries(system: str, questions: Sequence[Question], answers: Answers) -> dict[int, Mapping[str, Any]]:
+    """Return the answers that are there already, by the number of their question."""
+    said = {(name, id(answer.record)): answer for name, of_set in answers.items() for answer in of_set}
+    found = ((i, said.get((q.set, id(q.record)))) for i, q in enumerate(questions) if q.attack == "none")
+    return {i: {"system": system, "question": i, "text": answer.text, "tokens": len(answer.generation.tokens),
+                "finished": answer.generation.finished} for i, answer in found if answer is not None}
