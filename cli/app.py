@@ -13,6 +13,7 @@ from ..core.report.verdicts import EXIT_CODES
 from .compare import compare
 from .errors import failure, show
 from .evaluate import evaluate
+from .probe import probe
 from .restore import restore
 from .schema import schema
 
@@ -34,6 +35,8 @@ commands.command("eval", epilog=f"{SOURCES}\n{CODES}",
                  context_settings={"auto_envvar_prefix": "SAFERESTORE"})(evaluate)
 commands.command("compare", epilog=f"{SOURCES}\n{CODES}",
                  context_settings={"auto_envvar_prefix": "SAFERESTORE"})(compare)
+commands.command("probe", epilog=f"{SOURCES}\n{CODES}",
+                 context_settings={"auto_envvar_prefix": "SAFERESTORE"})(probe)
 commands.command("schema")(schema)
 
 

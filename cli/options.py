@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import typer
 
-from ..core.config import AnyConfig, CompareConfig, EvalConfig, RestoreConfig, read_yaml
+from ..core.config import AnyConfig, CompareConfig, EvalConfig, ProbeConfig, RestoreConfig, read_yaml
 
 Settings = TypeVar("Settings", bound=AnyConfig)
 
@@ -27,6 +27,11 @@ def read_eval_defaults(context: typer.Context, path: Path | None) -> Path | None
 def read_compare_defaults(context: typer.Context, path: Path | None) -> Path | None:
     """Take the defaults of `compare` from `--config FILE`."""
     return _read(context, path, CompareConfig)
+
+
+def read_probe_defaults(context: typer.Context, path: Path | None) -> Path | None:
+    """Take the defaults of `probe` from `--config FILE`."""
+    return _read(context, path, ProbeConfig)
 
 
 def settings(given: Mapping[str, Any], kind: type[Settings]) -> Settings:

@@ -24,6 +24,7 @@ DOCUMENTS = [path for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *so
              if path.exists()]
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 SMALL = ("--max-steps", "1", "--fit-rows", "8", "--held-out-rows", "8", "--max-new-tokens", "8", "--no-controls")
+SMALL_PROBE = ("--rows", "4", "--points", "3", "--products", "10", "--probes", "2")
 SMALL_COMPARISON = ("--rows", "10", "--points", "3", "--directions", "10", "--draws", "1", "--top", "3")
 DONE = (0, 3, 4)
 
@@ -104,6 +105,8 @@ def test_a_command_in_the_documents_works(
         assert demo.returncode == 0, demo.stderr
     elif words[:2] == ["saferestore", "restore"]:
         assert run_shell(shlex.join(cheap(words, folder)), folder) in DONE
+    elif words[:2] == ["saferestore", "probe"]:
+        assert run_shell(shlex.join([*words, *SMALL_PROBE]), folder) == 0
     elif words[:2] == ["saferestore", "compare"]:
         assert run_shell(shlex.join([*words, *SMALL_COMPARISON]), folder) == 0
     else:

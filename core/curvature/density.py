@@ -42,13 +42,18 @@ class Density:
     products: int
 
     def per_probe(self, f: Callable[[Floats], Floats]) -> Floats:
-        """Return each probe's estimate of tr f(M) / d, [probes]."""
+        """Return each probe's estimate of tr f(M) / d, [probes]; one exact number where no probe was needed."""
         exact = float(f(np.array(self.known)).sum()) / self.dimension if self.known else 0.0
-        return np.array([exact + float((w * f(x)).sum()) for x, w in zip(self.nodes, self.weights, strict=True)])
+        found = [exact + float((w * f(x)).sum()) for x, w in zip(self.nodes, self.weights, strict=True)]
+        return np.array(found or [exact])
 
     def moment(self, power: int) -> float:
         """Return the mean of the eigenvalues' powers."""
-        return float(self.per_probe(lambda x: x**power).mean())
+        return self.estimated_moment(power).value
+
+    def estimated_moment(self, power: int) -> Estimate:
+        """Return the mean of the eigenvalues' powers with its interval over probes."""
+        return estimate(self.per_probe(lambda x: x**power))
 
 
 @dataclass(frozen=True)

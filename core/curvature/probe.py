@@ -40,7 +40,7 @@ class Effort:
     @property
     def trace(self) -> int:
         """Products of the trace."""
-        return max(LEAST_PRODUCTS, 3 * (self.lanczos // 5))
+        return max(LEAST_PRODUCTS, 3 * (self.lanczos // 10))
 
 
 @dataclass(frozen=True)

@@ -6,18 +6,22 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from ..checkpoint.adapter import is_adapter, merge_command
+from ..checkpoint.identity import AdapterForm, Identity, adapter_form, identify
 from ..checkpoint.loading import Placement, load_model, load_tokenizer, place
+from ..checkpoint.reference import Reference, locate, parse_reference, shown
 from ..checkpoint.session import LiveModel, live_model
-from ..checkpoint.systems import System
+from ..checkpoint.systems import System, find_system
 from ..config import EvalConfig, ProbeConfig, Progress, nearest
 from ..curvature.hessian import Choice
 from ..curvature.probe import Curvature, Effort, probe_losses
 from ..data.chat import chat_format
 from ..data.evaluation_sets import EvaluationSet, read_sets
 from ..data.records import Record
-from ..errors import NumericalError, UsageError
+from ..errors import MismatchError, NumericalError, UsageError
 from ..geometry.directions import Shape, draw_direction, module_shapes
 from ..geometry.slices import Rows, Slice, axis, check_deterministic, take_slice
 from ..geometry.subspace import in_subspace
@@ -32,6 +36,63 @@ CURVED = ("harmful", "task", "benign")
 """Roles whose curvature is measured, where it is asked for: the first, and the first of the others that is there."""
 
 Pair = tuple[Record, Sequence[int]]
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is probed.
+
+    Attributes:
+        ref: As it may be published.
+        kind: `full` or `adapter`.
+        system: None where the adapter has no exact form B A: such a model is described, not measured.
+        identity: Of the full weights; None where such an adapter's base is not here.
+        adapter: None for a full checkpoint.
+        warnings: (code, message) pairs.
+    """
+
+    ref: str
+    kind: str
+    system: System | None
+    identity: Identity | None
+    adapter: AdapterForm | None
+    warnings: tuple[tuple[str, str], ...]
+
+    @property
+    def fault(self) -> str | None:
+        """Why it is not measured."""
+        return self.adapter.fault if self.adapter is not None else None
+
+
+def find_target(config: ProbeConfig, progress: Progress) -> Target:
+    """Find a checkpoint and say what it is.
+
+    Args:
+        config: Its reference and its base's.
+        progress: Told of downloads and of every weight file.
+
+    Returns:
+        The target; `UsageError` and `MismatchError` are those of `find_system`.
+    """
+    parsed = parse_reference(config.model)
+    where = (parsed.adapter, parsed.adapter_revision) if parsed.adapter else (parsed.base, parsed.revision)
+    folder, ref = locate(*where, offline=config.offline, progress=progress), shown(*where)
+    form = adapter_form(folder) if is_adapter(folder) else None
+    if form is not None and form.fault is not None:
+        warning = ("W_NO_LORA_FORM", f"{form.fault}: described, not measured; merge it first: {merge_command(Path(folder.name))}")
+        return Target(ref, "adapter", None, _base_of(config, parsed, form), form, (warning,))
+    system = find_system("model", config.model, config.base, offline=config.offline, force=config.force,
+                         progress=progress)
+    return Target(ref, "adapter" if form else "full", system, identify(system.folder, folder if form else None), form,
+                  system.warnings)
+
+
+def _base_of(config: ProbeConfig, parsed: Reference, form: AdapterForm) -> Identity | None:
+    name = config.base or (parsed.base if parsed.adapter else form.facts.config.get("base_model_name_or_path"))
+    try:
+        return identify(locate(str(name), offline=config.offline), None)
+    except (UsageError, MismatchError):
+        return None
 
 
 @dataclass(frozen=True)

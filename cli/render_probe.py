@@ -1,0 +1,104 @@
+"""A probe in the terminal, at most 80 columns wide."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import RenderableType
+from rich.text import Text
+
+from ..core.report import rows
+from .render import console_of, table_of, text_of
+from .render_compare import sparkline
+
+MATRICES = {"hessian": "Hessian", "gauss_newton": "Gauss-Newton"}
+COLOURS = {"accepts": "green", "refuses": "red", "changes": "yellow"}
+Json = dict[str, Any]
+
+
+def print_probe(found: Json, out: Path | None, *, brief: bool = False) -> None:
+    """Print what a checkpoint is and what was measured on stdout; only the first line if `brief`."""
+    console = console_of(sys.stdout)
+    console.print(text_of(title(found), "bold"))
+    if brief:
+        return
+    for part in (_sizes(found), _servers(found), _losses(found), _lines(found), _curvature(found)):
+        for line in part:
+            console.print(line)
+    if out is not None:
+        console.print(text_of(f" written to {out}", "dim"))
+
+
+def title(found: Json) -> str:
+    """Return the first line: what the checkpoint is."""
+    adapter, checkpoint = found["adapter"], found["checkpoint"]
+    of = checkpoint["architecture"] if checkpoint is not None else "a base that is not here"
+    on = f"{adapter['form']} rank {adapter['rank']} on " if adapter is not None else ""
+    return f"{found['inputs']['model']['ref']}: {on}{of}"
+
+
+def _sizes(found: Json) -> Iterator[RenderableType]:
+    adapter, checkpoint = found["adapter"], found["checkpoint"]
+    if checkpoint is not None:
+        yield text_of(f" {checkpoint['parameters']:,} parameters in {checkpoint['layers']} layers, "
+                      f"{'a' if checkpoint['chat_template'] else 'no'} chat template")
+    if adapter is not None:
+        yield text_of(f" adapter: {adapter['parameters']:,} parameters in {sum(adapter['modules'].values())} modules, "
+                      f"alpha {adapter['alpha']:g}")
+
+
+def _servers(found: Json) -> Iterator[RenderableType]:
+    if not found["runtimes"]:
+        return
+    table = table_of(["server", "verdict", ""])
+    for row in found["runtimes"]:
+        table.add_row(row["runtime"], text_of(row["verdict"], COLOURS[row["verdict"]]), text_of(row["why"]))
+    yield ""
+    yield table
+
+
+def _losses(found: Json) -> Iterator[RenderableType]:
+    if not found["losses"]:
+        yield text_of(f" not measured: {found['surface_reason']}")
+        return
+    table = table_of(["loss of", "nats per token", "95% interval", "rows", "answers"])
+    for row in found["losses"]:
+        answers = found["inputs"]["data"][row["set"]]["answers"]
+        low, high = (rows.number_text(row[key]) for key in ("ci_low", "ci_high"))
+        table.add_row(text_of(row["set"][:20]), rows.number_text(row["loss_nats_per_token"]), f"{low} to {high}",
+                      str(row["n"]), text_of(", ".join(name for name, count in answers.items() if count)))
+    yield ""
+    yield table
+
+
+def _lines(found: Json) -> Iterator[RenderableType]:
+    surface = found["surface"]
+    if surface is None:
+        return
+    yield ""
+    yield text_of(f" loss along two directions, {surface['axes'][0][0]:g} to {surface['axes'][0][-1]:g} norms of the "
+                  "weights", "bold")
+    for name, heights in surface["losses_nats_per_token"].items():
+        middle = len(heights) // 2
+        first, second = [row[len(row) // 2] for row in heights], heights[middle]
+        gaps = surface["gaps"][name]
+        yield text_of(f" {name[:12]:<13}{sparkline(first)}  {sparkline(second)}" + (f"  {gaps} gaps" if gaps else ""))
+
+
+def _curvature(found: Json) -> Iterator[RenderableType]:
+    curvature = found["curvature"]
+    if curvature is None:
+        return
+    table = table_of(["curvature", "", "largest", "smallest", "trace", "negative", "products"])
+    for row in curvature["matrices"]:
+        ends = (rows.number_text(row[key][0]["value"]) if row[key] else "-" for key in ("largest", "smallest"))
+        table.add_row(text_of(row["set"][:14]), MATRICES[row["matrix"]], *ends,
+                      f"{row['trace']['value']:.3g} ± {row['trace']['bound_95']:.1g}",
+                      f"{rows.percent(row['negative_mass']['value'])}%", str(row["products"]))
+    yield ""
+    yield table
+    yield Text(f" by {curvature['dimension']:,} coordinates of the {curvature['coordinates']}; Hessian products: "
+               f"{curvature['way']}", style="dim")
