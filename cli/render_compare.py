@@ -32,7 +32,7 @@ def _parts(found: dict[str, Any], out: Path | None) -> Iterator[RenderableType]:
     yield _losses(found)
     yield ""
     yield _similarity(found)
-    yield Text(" 95% intervals; itself: the base with other labels drawn", style="dim")
+    yield Text(" 95% intervals; losses of rows: ranks, length partialled out", style="dim")
     yield ""
     yield from _line(found)
     yield ""
@@ -54,8 +54,8 @@ def _similarity(found: dict[str, Any]) -> RenderableType:
     names = compare_rows.against(found)
     table = table_of(["alike to the base", "", *names[:2]])
     for name, label, cells in compare_rows.similarity(found, every=False):
-        table.add_row(name, text_of(label[:32]), *(Text(cell.replace(" to ", " "), no_wrap=True)
-                                                      for cell in cells[:2]))
+        table.add_row(name, Text(label.partition(",")[0], no_wrap=True), *(Text(cell, no_wrap=True)
+                                                                           for cell in cells[:2]))
     return table
 
 

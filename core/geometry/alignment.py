@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from .eigenspace import energy_share, leading
+from .eigenspace import energy_share, leading, spectrum
 from .row_vectors import RowVectors, inner
 from .similarity import Alike
 
@@ -64,9 +64,9 @@ def gradient_shares(scores: RowVectors, gradients: Mapping[str, RowVectors], tas
     per_draw = len(scores.weights) // draws
     fisher = scores.only([draw * per_draw + row for draw in range(draws) for row in curvature])
     own = {**gradients, "task": gradients["task"].only(range(1, len(task), 2))}
-    gram = inner(fisher, fisher)
+    whole = spectrum(inner(fisher, fisher))
     sizes = [k for k in DIMENSIONS if k <= len(curvature)]
-    basis = next((found for k in reversed(sizes) if (found := leading(gram, k)) is not None), None)
+    basis = next((found for k in reversed(sizes) if (found := leading(whole, k)) is not None), None)
     if basis is None:
         return Shares((), scores.dimension, len(curvature))
     found = []

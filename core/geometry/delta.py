@@ -22,8 +22,8 @@ from ..checkpoint.safetensors_files import AGAIN, TensorInfo, read_headers
 from ..config import Progress, no_progress
 from ..errors import MismatchError
 
-PIECE = 1 << 20
-"""Scalars of one tensor in memory at a time."""
+PIECE = 1 << 16
+"""Scalars of one tensor in memory at a time, at least; more where its Gram matrix takes more anyway."""
 
 
 @dataclass(frozen=True)
@@ -112,8 +112,8 @@ def _moments(base: _Files, tuned: _Files, name: str) -> Moments:
         moved = new.to(wide) - old.to(wide)
         change, size = change + _square(moved), size + _square(old)
         if moved.dim() == 2:
-            part = moved.T @ moved if base.is_tall(name) else moved @ moved.T
-            gram = part if gram is None else gram.add_(part)
+            sides = (moved.T, moved) if base.is_tall(name) else (moved, moved.T)
+            gram = sides[0] @ sides[1] if gram is None else gram.addmm_(*sides)  # in place: it is as large as a piece
     return Moments(change, size, None if gram is None else _square(gram))
 
 
@@ -124,7 +124,7 @@ def _delta(name: str, shape: tuple[int, ...], found: Moments, limit: int) -> Mod
 
 
 def _square(t: Tensor) -> float:
-    return float(t.double().square().sum())
+    return sum(float(part.double().square().sum()) for part in t.reshape(-1).split(PIECE))
 
 
 @dataclass(frozen=True)
@@ -159,6 +159,6 @@ class _Files:
         if len(shape) != 2:
             yield tensors.get_tensor(name)
             return
-        step, whole = max(1, PIECE // max(1, min(shape))), tensors.get_slice(name)
+        step, whole = max(1, PIECE // max(1, min(shape)), min(shape) // 4), tensors.get_slice(name)
         for start in range(0, max(shape), step):
             yield whole[start:start + step] if self.is_tall(name) else whole[:, start:start + step]

@@ -7,21 +7,45 @@ energy of a gradient inside V needs R G'. A resample of rows is a weighting of t
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from .similarity import Alike, interval, resamples
 
 Floats = np.ndarray
-REPLICATES = 200
+REPLICATES = 100
 """Resamples: each costs an eigendecomposition a model."""
 
 
-def overlap(first: Floats, second: Floats, cross: Floats, k: int) -> float:
+@dataclass(frozen=True)
+class Spectrum:
+    """R R' decomposed: eigenvalues descending and never negative, eigenvectors in columns."""
+
+    values: Floats
+    vectors: Floats
+
+
+def spectrum(gram: Floats) -> Spectrum:
+    """Decompose the inner products [n, n] of a model's rows; its eigenvalues are those of R'R that are not zero."""
+    values, vectors = np.linalg.eigh(gram)
+    return Spectrum(np.clip(values[::-1], 0, None), vectors[:, ::-1])
+
+
+def leading(found: Spectrum, k: int) -> Floats | None:
+    """Return W [n, k] with W' R the top-k eigenvectors of R'R; None where it has fewer than k."""
+    values = found.values
+    if len(values) < k or values[0] <= 0 or values[k - 1] <= 1e-12 * values[0]:
+        return None
+    return found.vectors[:, :k] / np.sqrt(values[:k])
+
+
+def overlap(first: Spectrum, second: Spectrum, cross: Floats, k: int) -> float:
     """Return the mean squared cosine of the principal angles of two top-k eigenspaces: 1 the same, k/d by chance.
 
     Args:
-        first: [n, n] R_1 R_1'.
-        second: [m, m] R_2 R_2'.
+        first: Of R_1 R_1'.
+        second: Of R_2 R_2'.
         cross: [n, m] R_1 R_2'.
         k: Dimensions of both.
 
@@ -32,20 +56,6 @@ def overlap(first: Floats, second: Floats, cross: Floats, k: int) -> float:
     if left is None or right is None:
         return float("nan")
     return float(np.square(left.T @ cross @ right).sum() / k)
-
-
-def leading(gram: Floats, k: int) -> Floats | None:
-    """Return W [n, k] with W' R the top-k eigenvectors of R'R; None where it has fewer than k."""
-    values, vectors = np.linalg.eigh(gram)
-    values, vectors = values[::-1], vectors[:, ::-1]
-    if len(values) < k or values[k - 1] <= 1e-12 * values[0] or values[0] <= 0:
-        return None
-    return vectors[:, :k] / np.sqrt(values[:k])
-
-
-def eigenvalues(gram: Floats) -> Floats:
-    """Return the eigenvalues of R R' (those of R'R that are not zero), descending."""
-    return np.clip(np.linalg.eigvalsh(gram)[::-1], 0, None)
 
 
 def spectral_distance(first: Floats, second: Floats) -> float:
@@ -82,16 +92,16 @@ def compare_eigenspaces(first: Floats, second: Floats, cross: Floats, *, rows: i
         Both measures, with intervals of 1.96 bootstrap deviations around the value: a resample holds fewer different
         rows, which lowers the overlap itself.
     """
-    spaces, spectra = [], []
+    whole = spectrum(first), spectrum(second)
+    spaces, distances = [], []
     for pick in resamples(rows, seed, REPLICATES):
         w = np.sqrt(np.bincount(pick, minlength=rows).astype(float))
         a, b = _repeated(w, len(first)), _repeated(w, len(second))
-        one, two = first * np.outer(a, a), second * np.outer(b, b)
+        one, two = spectrum(first * np.outer(a, a)), spectrum(second * np.outer(b, b))
         spaces.append(overlap(one, two, cross * np.outer(a, b), k))
-        spectra.append(spectral_distance(eigenvalues(one), eigenvalues(two)))
-    distance = spectral_distance(eigenvalues(first), eigenvalues(second))
-    return (interval(overlap(first, second, cross, k), np.array(spaces), rows, centred=True),
-            interval(distance, np.array(spectra), rows, centred=True))
+        distances.append(spectral_distance(one.values, two.values))
+    return (interval(overlap(*whole, cross, k), np.array(spaces), rows, centred=True),
+            interval(spectral_distance(whole[0].values, whole[1].values), np.array(distances), rows, centred=True))
 
 
 def energy_share(space: Floats, gram: Floats, *, seed: int) -> Alike:

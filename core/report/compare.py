@@ -17,7 +17,7 @@ from ..evaluation.landscape_rows import ComparedRows, ComparedSets
 from ..geometry.alignment import Shares
 from ..geometry.comparison import losses
 from ..geometry.delta import ModuleDelta
-from ..geometry.eigenspace import eigenvalues
+from ..geometry.eigenspace import spectrum
 from ..geometry.landscape import Landscape
 from ..geometry.row_vectors import RowVectors, inner
 from ..geometry.similarity import Alike, interval, resamples
@@ -132,7 +132,7 @@ def _alike(found: Alike) -> Json:
 def _spectrum(system: str, name: str, scores: RowVectors, rows: Sequence[int], draws: int) -> Json:
     count = len(scores.weights) // draws
     own = scores.only([draw * count + row for draw in range(draws) for row in rows])
-    values = eigenvalues(inner(own, own)) / own.weights.sum()
+    values = spectrum(inner(own, own)).values / own.weights.sum()
     return {"system": system, "set": name, "eigenvalues": [_number(v) or 0.0 for v in values[:50]],
             "trace": float(values.sum()), "dimension": scores.dimension}
 

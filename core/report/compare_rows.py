@@ -61,5 +61,7 @@ def spread_text(value: float | None, row: Json) -> str:
     if value is None:
         return "-"
     low, high = row.get("ci_low"), row.get("ci_high")
-    text = f"{value:.3g}" if abs(value) < 0.1 else f"{value:.2f}"
-    return text if low is None or high is None else f"{text} ({low:.2f} to {high:.2f})"
+    if low is None or high is None:
+        return number_text(value)
+    digits = 2 if max(abs(value), abs(low), abs(high)) >= 0.1 else 4
+    return f"{value:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
