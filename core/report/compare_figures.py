@@ -1,29 +1,16 @@
-"""Pictures of a comparison as SVG, from its document alone: the same document gives the same bytes.
-
-They are drawn to be read in black and white: systems differ by line and marker, heights by labelled contours. Styles
-are attributes of their own, so that a page whose policy strips style sheets still shows them.
-"""
+"""Pictures of a comparison, from its document alone: systems differ by line and marker, sets by panel."""
 
 from __future__ import annotations
 
-import io
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
-from matplotlib import rc_context
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from ..geometry.verdict import HEADLINE, LABELS
+from .figures import MARKERS, contour, curves
 
 Json = Mapping[str, Any]
-LINES = ("-", "--", ":", "-.")
-MARKERS = ("o", "s", "^", "D")
-STYLE: Any = {"svg.hashsalt": "saferestore", "svg.fonttype": "path", "font.size": 8, "axes.titlesize": 8,
-              "axes.spines.top": False, "axes.spines.right": False}
-_STYLED = re.compile(r' style="([^"]*)"')
 
 
 def landscapes(found: Json) -> Figure:
@@ -34,35 +21,22 @@ def landscapes(found: Json) -> Figure:
     panels = figure.subplots(len(sets), len(systems), squeeze=False)
     for row, name in enumerate(sets):
         for column, (system, each) in enumerate(systems.items()):
-            _contour(panels[row][column], axes, each["losses_nats_per_token"][name])
+            contour(panels[row][column], axes, each["losses_nats_per_token"][name])
             panels[row][column].set_title(f"{name} rows, {system}")
     return figure
-
-
-def _contour(panel: Any, axes: Sequence[Sequence[float]], heights: Sequence[Sequence[float | None]]) -> None:
-    z = np.ma.masked_invalid(np.array(heights, dtype=float))
-    if z.count() and float(np.ptp(z.compressed())) > 0:
-        lines = panel.contour(axes[1], axes[0], z, levels=7, colors="black", linewidths=0.7)
-        panel.contourf(axes[1], axes[0], z, levels=7, cmap="Greys", alpha=0.5)
-        panel.clabel(lines, fontsize=6, fmt="%.3g")
-    for i, j in zip(*np.nonzero(np.ma.getmaskarray(z)), strict=True):
-        panel.plot(axes[1][j], axes[0][i], "x", color="black", markersize=3)
-    panel.plot(0, 0, "+", color="black", markersize=7)
 
 
 def interpolation(found: Json) -> Figure:
     """Losses on the line from base to tuned."""
     figure = Figure(figsize=(5, 2.8), layout="constrained")
     panel = figure.subplots()
-    for number, (name, losses) in enumerate(found["interpolation"]["losses_nats_per_token"].items()):
-        panel.plot(found["interpolation"]["steps"], np.array(losses, dtype=float), LINES[number % 4], color="black",
-                   marker=MARKERS[number % 4], markersize=3, linewidth=1, label=f"{name} rows")
+    line = found["interpolation"]
+    curves(panel, {f"{name} rows": (line["steps"], losses) for name, losses in line["losses_nats_per_token"].items()})
     for x, label in ((0, "base"), (1, "tuned")):
         panel.axvline(x, color="grey", linewidth=0.5)
         panel.annotate(label, (x, 1.01), xycoords=("data", "axes fraction"), ha="center")
     panel.set_yscale("symlog", linthresh=0.1)
     panel.set(xlabel="from base (0) to tuned (1)", ylabel="nats per answer token")
-    panel.legend(frameon=False)
     return figure
 
 
@@ -81,7 +55,8 @@ def similarity(found: Json) -> Figure:
         panel.set_xticks(range(len(sets)), sets)
         panel.set_title("\n".join(_wrapped(LABELS[measure])))
         panel.axhline(0, color="grey", linewidth=0.5)
-    panels[-1].legend(frameon=False, fontsize=6)
+    if rows:
+        panels[-1].legend(frameon=False, fontsize=6)
     return figure
 
 
@@ -104,17 +79,16 @@ def shares(found: Json) -> Figure:
     panels = figure.subplots(1, len(systems), squeeze=False, sharey=True)[0]
     for panel, system in zip(panels, systems, strict=True):
         rows = [row for row in found["shares"] if row["system"] == system and row["value"]]
-        for number, name in enumerate(dict.fromkeys(row["gradient"] for row in rows)):
-            own = [row for row in rows if row["gradient"] == name]
-            panel.plot([r["k"] for r in own], [r["value"] for r in own], LINES[number % 4], color="black", linewidth=1,
-                       marker=MARKERS[number % 4], markersize=3, label=name)
+        curves(panel, {name: ([r["k"] for r in rows if r["gradient"] == name],
+                              [r["value"] for r in rows if r["gradient"] == name])
+                       for name in dict.fromkeys(row["gradient"] for row in rows)})
         if rows:
             first = [row for row in rows if row["gradient"] == rows[0]["gradient"]]
             panel.plot([r["k"] for r in first], [r["random"] for r in first], color="grey", label="random vector")
             panel.set(xscale="log", yscale="log")
+            panel.legend(frameon=False, fontsize=6)
         panel.set_title(f"at the {system} model")
         panel.set(xlabel="dimensions", ylabel="share of energy")
-    panels[-1].legend(frameon=False, fontsize=6)
     return figure
 
 
@@ -136,27 +110,3 @@ FIGURES: dict[str, Callable[[Json], Figure]] = {
     "modules": modules,
 }
 """Name of a file without .svg -> how it is drawn."""
-
-
-def draw(found: Json) -> dict[str, str]:
-    """Return every picture of a document as SVG text, by name."""
-    drawn = {}
-    for name, make in FIGURES.items():
-        with rc_context(STYLE):
-            stream = io.StringIO()
-            FigureCanvasSVG(make(found)).print_svg(stream, metadata={"Date": None, "Creator": None})
-        drawn[name] = _plain(stream.getvalue())
-    return drawn
-
-
-def _plain(svg: str) -> str:
-    """Drop what stands before the picture, and turn every style into the attributes it stands for."""
-    body = re.sub(r"<style[^>]*>.*?</style>", "", svg[svg.index("<svg"):], flags=re.DOTALL)
-    lines = _STYLED.sub(lambda match: "".join(_attributes(match[1])), body)
-    # Without its style sheet matplotlib's lines would have square corners and no joins: these are its two rules.
-    return lines.replace("<svg ", '<svg stroke-linejoin="round" stroke-linecap="butt" ', 1)
-
-
-def _attributes(style: str) -> list[str]:
-    pairs = (part.split(":", 1) for part in style.split(";") if ":" in part)
-    return [f' {key.strip()}="{value.strip()}"' for key, value in pairs]

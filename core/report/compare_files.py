@@ -11,7 +11,8 @@ import jinja2
 
 from ..geometry.verdict import WORDS
 from . import compare_rows
-from .compare_figures import draw
+from .compare_figures import FIGURES
+from .figures import draw
 from .rows import plain
 from .write import report_text
 
@@ -25,7 +26,7 @@ def write_comparison(folder: Path, found: Mapping[str, Any]) -> None:
         folder: The staged folder.
         found: A valid document.
     """
-    figures = draw(found)
+    figures = draw(FIGURES, found)
     files = {DOCUMENT: report_text(found), "report.html": page(found, figures),
              **{f"{name}.svg": f"{svg}\n" for name, svg in figures.items()}}
     for name, text in files.items():
@@ -34,7 +35,7 @@ def write_comparison(folder: Path, found: Mapping[str, Any]) -> None:
 
 def write_pictures(folder: Path, found: Mapping[str, Any]) -> None:
     """Write the pictures of a valid document, a file each."""
-    for name, svg in draw(found).items():
+    for name, svg in draw(FIGURES, found).items():
         (folder / f"{name}.svg").write_text(f"{svg}\n", encoding="utf-8", newline="\n")
 
 
@@ -43,7 +44,7 @@ def page(found: Mapping[str, Any], figures: Mapping[str, str]) -> str:
 
     Args:
         found: A valid document; `run` is not shown.
-        figures: Its pictures, from `draw`.
+        figures: Its pictures, from `figures.draw`.
     """
     text = resources.files("saferestore.core.report").joinpath("compare.html.jinja").read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,

@@ -12,9 +12,10 @@ from saferestore.core import pipeline
 from saferestore.core.config import CompareConfig
 from saferestore.core.errors import UsageError
 from saferestore.core.geometry.verdict import LABELS
-from saferestore.core.report.compare_figures import FIGURES, draw
+from saferestore.core.report.compare_figures import FIGURES
 from saferestore.core.report.compare_rows import modules, shares, spread_text
 from saferestore.core.report.compare_schema import validate
+from saferestore.core.report.figures import draw
 
 from ..talk import COMPLIANCE, refuses, save_pair, script
 
@@ -92,7 +93,7 @@ def test_every_file_is_written_and_the_page_needs_no_other(folder: Path, found: 
 
 
 def test_pictures_are_the_same_twice_and_need_no_style_sheet(found: dict[str, Any]) -> None:
-    first, second = draw(found), draw(found)
+    first, second = draw(FIGURES, found), draw(FIGURES, found)
     assert first == second
     assert all(svg.startswith("<svg") and "style" not in svg for svg in first.values())
 
@@ -102,9 +103,9 @@ def test_gaps_are_drawn_and_numbers_that_are_not_known_are_dashes(found: dict[st
     surface = broken["landscapes"]["systems"]["tuned"]
     surface["losses_nats_per_token"]["harmful"] = [[None] * 3 for _ in range(3)]
     surface["gaps"]["harmful"] = 9
-    broken["shares"] = []
+    broken["shares"], broken["similarity"] = [], []
     validate(broken)
-    assert draw(broken)["landscapes"] != draw(found)["landscapes"]
+    assert draw(FIGURES, broken)["landscapes"] != draw(FIGURES, found)["landscapes"]
     assert spread_text(None, {}) == "-" and not list(shares(broken)) and modules(found)
 
 
