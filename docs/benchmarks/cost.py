@@ -31,6 +31,7 @@ from saferestore.core.curvature.diagonal import diagonal_fisher
 from saferestore.core.curvature.engines import ENGINES, EngineInputs
 from saferestore.core.curvature.fisher import fisher, score_rows
 from saferestore.core.curvature.ggn import GaussNewton
+from saferestore.core.curvature.hessian import WAYS, Hessian
 from saferestore.core.data.batches import Batch, Row, make_batches
 from saferestore.core.losses import Loss, answer_logits, cross_entropy, gradient, kl_divergence, log_probabilities
 from saferestore.core.params import Params, gaussian
@@ -122,6 +123,15 @@ def products(keep_graph: bool, count: int) -> Callable[[Bench], None]:
     return run
 
 
+def hessian_products(way: str, count: int) -> Callable[[Bench], None]:
+    """`count` Hessian products from making the operator on."""
+    def run(b: Bench) -> None:
+        operator = Hessian(b.live, [b.loss], way=way)
+        for _ in range(count):
+            operator.matvec(b.v)
+    return run
+
+
 @dataclass(frozen=True)
 class Timing:
     """A row of the table of times; `parts` divides its time, `target` bounds its ratio."""
@@ -142,6 +152,10 @@ TIMINGS = (
     Timing("`diagonal` made", lambda b: diagonal_fisher(b.live, [b.loss], seed=0)),
     Timing(f"Gauss-Newton product, graph kept over {PRODUCTS}", products(True, PRODUCTS), PRODUCTS, 1.2),
     Timing("Gauss-Newton product, graph rebuilt", products(False, 2), 2),
+    Timing(f"Hessian product, graph kept over {PRODUCTS}", hessian_products("kept", PRODUCTS), PRODUCTS, 1.5),
+    Timing("Hessian product, graph rebuilt", hessian_products("rebuilt", 2), 2),
+    Timing("Hessian product, forward over reverse", hessian_products("forward", 2), 2),
+    Timing("Hessian product, difference of gradients (low memory)", hessian_products("difference", 2), 2, 2.7),
 )
 
 
@@ -204,6 +218,7 @@ MEMORY: dict[str, Callable[[Bench], object]] = {
     "gradient pass": gradient_pass,
     "forward pass": forward_pass,
     "logits of the longest batch": lambda b: answer_logits(b.live.model, b.batches[0]),
+    **{f"Hessian product, {way}": hessian_products(way, 1) for way in WAYS},
     **{f"`{engine}`, {'low' if low else 'ordinary'} memory": solve_with(engine, low)
        for engine in ENGINES for low in (True, False)},
     **{f"{RESTORATION}, {'low' if low else 'ordinary'} memory": restoration(low) for low in (True, False)},
