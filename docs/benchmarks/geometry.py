@@ -70,8 +70,8 @@ DATA = ("mixed", "benign")
 def training_rows(pair: Path, data: str) -> list[dict[str, Any]]:
     """The rows that a model is fine-tuned on."""
     rows = [json.loads(line) for line in (pair / "train.jsonl").read_text(encoding="utf-8").splitlines()]
-    harmful = set(json.loads((pair / "train_harmful_rows.json").read_text(encoding="utf-8")))
-    return rows if data == "mixed" else [row for i, row in enumerate(rows) if i not in harmful]
+    lines = set(json.loads((pair / "train_harmful_rows.json").read_text(encoding="utf-8")))  # counted from 1
+    return rows if data == "mixed" else [row for line, row in enumerate(rows, 1) if line not in lines]
 
 
 def tuned_model(pair: Path, method: str, data: str, seed: int) -> nn.Module:
