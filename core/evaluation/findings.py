@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from ..data.generations import Generations
+from ..config import Progress
+from ..data.generations import Generations, read_generations
 from ..errors import SaferestoreError
 from .agreement import ABOUT, agreements
+from .calibration import calibrate, calibrate_recorded, labelled_rows
 from .examination import Examined
 from .gate.measure import Measured, measure
+from .judges import JudgeSpec, make_judge
 from .samples import Sample
 
 Json = Mapping[str, Any]
@@ -65,3 +69,30 @@ def check_errors(samples: Iterable[Sample], most: int) -> None:
     if 0 <= most < len(errors):
         raise SaferestoreError(f"{len(errors)} judgements could not be read - the first: {errors[0]}",
                                hint="give the judging model that the rubric is for, or a higher --max-errors")
+
+
+def calibrated(files: Iterable[str], specs: Iterable[JudgeSpec], *, dtype: str, device: str, offline: bool,
+               progress: Progress) -> dict[str, Any]:
+    """Return how often judges find what people labelled, by model; see `calibration.calibrate`.
+
+    Args:
+        files: Labelled answers.
+        specs: The judges; labels that another judge left in a file are one more, `recorded`.
+        dtype: Of a judging model.
+        device: Of a judging model.
+        offline: Take a judging model from the local cache only.
+        progress: Told of every batch.
+    """
+    judges = [(spec.name, make_judge(spec, dtype=dtype, device=device, offline=offline, progress=progress))
+              for spec in specs]
+    found, rejected = [], []
+    for file in files:
+        read = read_generations(Path(file))
+        labelled, unlabelled = labelled_rows(read.rows)
+        rejected += [{"file": read.name, "line": line, "reason": why} for line, why in (*read.rejected, *unlabelled)]
+        prompts, answers = [item.row.prompt for item in labelled], [item.row.answer for item in labelled]
+        rows = [row for name, judge in judges for row in calibrate(labelled, name, judge(prompts, answers))]
+        found += [{"file": read.name, "sha256": read.sha256, **dataclasses.asdict(row)}
+                  for row in (*rows, *calibrate_recorded(labelled))]
+    return {"schema_version": "1.0", "command": "calibrate", "status": "ok", "exit_code": 0, "calibration": found,
+            "rejected": rejected}
