@@ -9,6 +9,7 @@ from ..config import RestoreConfig
 from ..data.selection import Selection
 from ..errors import NumericalError
 from ..losses import kl_divergence
+from ..params import axpy
 from ..restoration.controls import along, random_direction, strength_at_drift
 from ..restoration.trust_region import Outcome, Settings, minimise
 from .preparation import Prepared
@@ -24,8 +25,8 @@ def run_controls(session: Session, prepared: Prepared, outcome: Outcome, examine
     """Measure each control on held-out rows.
 
     `scale` moves the tuned model toward the base, `random` goes along a Gaussian direction, `identity` is the same
-    objective with plain gradients (`diagonal` where identity is the engine itself). All start at the tuned model and
-    spend at most the fit drift of the restoration.
+    objective with plain gradients (`diagonal` where identity is the engine itself) under the same budget, cut back
+    where it spent more. All start at the tuned model and spend at most the fit drift of the restoration.
 
     Args:
         session: The checkpoints; the adapter holds the restored parameters, as it does on return.
@@ -77,10 +78,14 @@ def run_controls(session: Session, prepared: Prepared, outcome: Outcome, examine
 
     write_params(live, outcome.start.params)
     plain = "diagonal" if config.engine == "identity" else "identity"
-    settings = Settings(engine=plain, max_drift=spent, max_steps=config.max_steps, seed=config.seed)
+    settings = Settings(engine=plain, max_drift=config.max_drift, max_steps=config.max_steps, seed=config.seed,
+                        low_memory=config.low_memory)
     try:
         result = minimise(prepared.problem, settings, progress=examiner.progress, stage=f"control {plain}")
-        measure(plain, f"{result.cost.gradient_passes} gradient passes")
+        path = along(outcome.start.params, axpy(-1.0, outcome.start.params, result.point.params))
+        strength = strength_at_drift(moved, spent, largest=1.0)
+        write_params(live, path(strength))
+        measure(plain, f"{result.cost.gradient_passes} gradient passes, {strength:.3f} of the way")
     except NumericalError as error:  # a control that breaks takes nothing from what was restored and measured
         found.append(_failed(plain, error))
     write_params(live, outcome.point.params)

@@ -70,7 +70,7 @@ def drift_at(done: Run, params: dict[str, torch.Tensor]) -> float:
 
 def test_the_three_controls_are_measured_in_order(done: Run) -> None:
     assert list(done.controls) == ["scale", "random", "identity"] and set(done.controls) <= set(CONTROLS)
-    assert done.asked[2:] == ["control scale", "control random", "control identity"]
+    assert done.asked[-3:] == ["control scale", "control random", "control identity"]
 
 
 def test_where_identity_is_the_engine_the_diagonal_is_the_control(saved: tuple[Path, Path]) -> None:
@@ -103,19 +103,21 @@ def test_random_goes_along_a_gaussian_of_the_adapters_norm(done: Run) -> None:
     assert drift_at(done, params) == pytest.approx(done.controls["random"]["fit_kl_nats_per_token"], rel=0.02)
 
 
-def test_identity_is_the_same_objective_with_plain_gradients(done: Run) -> None:
-    live = done.prepared.problem.live
-    write_params(live, done.outcome.start.params)
-    settings = Settings(engine="identity", max_drift=done.outcome.point.drift, max_steps=CONFIG.max_steps,
-                        seed=CONFIG.seed)
+def test_identity_is_the_same_objective_with_plain_gradients_cut_back_to_the_drift_spent(done: Run) -> None:
+    live, start = done.prepared.problem.live, done.outcome.start.params
+    write_params(live, start)
+    settings = Settings(engine="identity", max_drift=CONFIG.max_drift, max_steps=CONFIG.max_steps, seed=CONFIG.seed)
     again = minimise(done.prepared.problem, settings)
-    held = done.prepared.held_out
+    passes, strength = done.controls["identity"]["note"].removesuffix(" of the way").split(" gradient passes, ")
+    assert int(passes) == again.cost.gradient_passes
+    write_params(live, axpy(float(strength), axpy(-1.0, start, again.point.params), start))
+    held, row = done.prepared.held_out, done.controls["identity"]
     sums, tokens = row_divergences(live.model, held.drift, held.tuned_log_p)
+    drift = done.prepared.problem.drift.value(live.model)
     write_params(live, done.left)
-    row = done.controls["identity"]
-    assert row["note"] == f"{again.cost.gradient_passes} gradient passes"
-    assert row["fit_kl_nats_per_token"] == pytest.approx(again.point.drift, rel=1e-4)
-    assert row["task_kl_nats_per_token"] == pytest.approx(float(sums.sum() / tokens.sum()), rel=1e-4)
+    assert row["fit_kl_nats_per_token"] == pytest.approx(drift, rel=0.01)
+    assert row["task_kl_nats_per_token"] == pytest.approx(float(sums.sum() / tokens.sum()), rel=0.01)
+    assert row["fit_kl_nats_per_token"] <= done.outcome.point.drift
 
 
 def test_rates_are_those_of_the_controls_answers(done: Run) -> None:
