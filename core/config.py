@@ -10,8 +10,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from .errors import UsageError
 
 Progress = Callable[[str, int, int], None]
@@ -375,6 +373,8 @@ def read_yaml(path: Path, known: typing.Iterable[str]) -> dict[str, object]:
     Raises:
         UsageError: A missing or unreadable file, no mapping, or an unknown key (the nearest known one is named).
     """
+    import yaml  # takes a tenth of the time that `--help` may
+
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -392,6 +392,8 @@ def read_yaml(path: Path, known: typing.Iterable[str]) -> dict[str, object]:
 
 def to_yaml(config: AnyConfig) -> str:
     """Return the settings as YAML, sorted by name, as `read_yaml` reads them."""
+    import yaml
+
     plain = {key: list(value) if isinstance(value, tuple) else value
              for key, value in dataclasses.asdict(config).items()}
     return yaml.safe_dump(plain, sort_keys=True, allow_unicode=True)
