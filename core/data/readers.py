@@ -29,6 +29,7 @@ class ReadResult:
         name: The file's name without its folder, so that it may be published.
         sha256: Digest of the file's bytes, hexadecimal.
         format: Name of the format it was read as.
+        places: (number among all rows of the file from 0, line) of each record.
     """
 
     records: tuple[Record, ...]
@@ -37,6 +38,7 @@ class ReadResult:
     name: str
     sha256: str
     format: str
+    places: tuple[tuple[int, int], ...] = ()
 
 
 def read_records(spec: str) -> ReadResult:
@@ -58,6 +60,11 @@ def read_records(spec: str) -> ReadResult:
     rows = list(plain_lines(text)) if wanted == "text" else raw_rows(text, shown, suffix, KNOWN_COLUMNS)
     chosen = wanted or _detected(rows, shown)
     return _collect(rows, chosen, shown, name, hashlib.sha256(content).hexdigest())
+
+
+def file_of(spec: str) -> Path:
+    """Return the file of `FILE[:FORMAT]`; raises UsageError for a format that is not known."""
+    return _path_and_format(spec)[0]
 
 
 def _load(spec: str) -> tuple[bytes, str, str, str | None]:
@@ -106,4 +113,5 @@ def _collect(rows: list[Numbered], chosen: str, shown: str, name: str, sha256: s
     if not records:
         raise _nothing_usable(shown, [(line, row.reason) for line, row in skipped])
     return ReadResult(records, tuple((line, s.reason) for line, s in skipped if not s.by_design),
-                      tuple((line, s.reason) for line, s in skipped if s.by_design), name, sha256, chosen)
+                      tuple((line, s.reason) for line, s in skipped if s.by_design), name, sha256, chosen,
+                      tuple((at, line) for at, (line, row) in enumerate(read) if isinstance(row, Record)))

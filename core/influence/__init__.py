@@ -1,0 +1,1 @@
+"""Which modules, and which training rows, cost the model its safety."""

@@ -1,0 +1,120 @@
+"""The query u = (F + lambda I)^-1 grad S of influence functions, a row of a table for each way of inverting.
+
+I(z) = - grad S' (F + lambda I)^-1 grad l(z) (Koh and Liang 2017) needs the inverse once, for grad S: what is left is
+one derivative of each row's loss along u. F is the Fisher matrix of the training rows, per answer token.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ..checkpoint.session import LiveModel
+from ..curvature.diagonal import diagonal_fisher
+from ..curvature.engines import ENGINES, EngineInputs
+from ..curvature.fisher import RowScores, per_row_gradients
+from ..losses import AnswerLogits, Loss, row_count, token_losses
+from ..params import Params, zeros
+
+
+@dataclass(frozen=True)
+class QueryInputs:
+    """What a way may use.
+
+    Attributes:
+        live: The model at the parameters at which rows are scored.
+        gradient: grad S there, nats per token by parameter.
+        training: Mean cross-entropy of training rows per answer token, or of a sample of them.
+        damping: lambda as a fraction of the mean diagonal of F.
+        seed: Of sampled labels.
+        low_memory: Keep no graph, and the rows of a Fisher matrix on disk.
+        max_products: Curvature products a solve may take.
+    """
+
+    live: LiveModel
+    gradient: Params
+    training: Loss
+    damping: float
+    seed: int = 0
+    low_memory: bool = False
+    max_products: int = 20
+
+
+@dataclass(frozen=True)
+class Query:
+    """A direction u in parameters, and how it came about.
+
+    Attributes:
+        u: So that I(z) = - u' grad l(z).
+        damping: lambda; None where the way has one a parameter, or none.
+        relative_residual: Of an iteration; None where the way inverts its own F exactly.
+        products: Curvature products spent.
+    """
+
+    u: Params
+    damping: float | None
+    relative_residual: float | None = None
+    products: int = 0
+
+
+def _by_engine(inputs: QueryInputs, *, engine: str) -> Query:
+    row, losses = ENGINES[engine], (inputs.training,)
+    diagonal = diagonal_fisher(inputs.live, losses, seed=inputs.seed) if row.needs_diagonal else None
+    operator = row.make(EngineInputs(inputs.live, losses, inputs.seed, inputs.low_memory, inputs.max_products,
+                                     diagonal, deque()))
+    damping = inputs.damping * operator.mean_diagonal
+    solution = operator.solve(inputs.gradient, damping)
+    return Query(solution.x, damping, solution.relative_residual, solution.products)
+
+
+def _identity(inputs: QueryInputs) -> Query:
+    """The gradient dot product: lambda is 1, which only sets the scale."""
+    return Query(inputs.gradient, 1.0)
+
+
+def row_losses_gradients(inputs: QueryInputs) -> Iterator[RowScores]:
+    """Yield, a batch at a time, grad l_i of the training rows, scaled so that their mean is that of the loss."""
+    loss = inputs.training
+    weight = loss.token_weight * row_count(loss.batches)
+    scalar: Callable[[AnswerLogits], Tensor] = lambda out: token_losses(out).sum() * weight  # noqa: E731
+    for batch in loss.batches:
+        yield per_row_gradients(inputs.live, batch, scalar)
+
+
+def _datainf(inputs: QueryInputs) -> Query:
+    """DataInf (Kwon et al. 2024): the mean of the inverses of g_i g_i' + lambda I in place of the inverse of the mean.
+
+    A block is a parameter; its lambda is `damping` times the mean square of its gradients' entries (0.1 there).
+
+    Returns:
+        The query, from two backward passes: squares first, then the sum.
+    """
+    count = row_count(inputs.training.batches)
+    squares = dict.fromkeys(inputs.gradient, 0.0)
+    for rows in row_losses_gradients(inputs):
+        for name, block in rows.items():
+            squares[name] += float(block.double().square().sum())
+    damping = {name: inputs.damping * total / (count * inputs.gradient[name].numel())
+               for name, total in squares.items()}
+    shrunk = zeros(inputs.gradient)
+    for rows in row_losses_gradients(inputs):
+        for name, block in rows.items():
+            g, v = block.flatten(1), inputs.gradient[name].reshape(-1)
+            share = (g @ v) / (damping[name] + g.square().sum(1)) / count
+            shrunk[name] += (share @ g).view_as(shrunk[name])
+    u = {name: (v - shrunk[name]) / damping[name] if damping[name] > 0 else torch.zeros_like(v)
+         for name, v in inputs.gradient.items()}
+    return Query(u, None)
+
+
+QUERIES: dict[str, Callable[[QueryInputs], Query]] = {
+    **{name: partial(_by_engine, engine=name) for name in ("fisher", "diagonal", "ekfac", "cg")},
+    "identity": _identity,
+    "datainf": _datainf,
+}
+"""Way -> how its query is made."""

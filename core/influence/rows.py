@@ -1,0 +1,178 @@
+"""What training on each row did to S: one derivative of the row's loss along one query, no per-row gradient kept.
+
+The derivative of every answer token's loss along u comes from two forward passes, at phi + h u and phi - h u, which
+work under any attention and give it token by token. The error of such a difference is of the order h^2 plus rounding
+over h, so h is chosen on one batch against forward mode, which is exact; where no h comes near, forward mode does all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.func import functional_call
+
+from ..checkpoint.session import LiveModel, read_params, write_params
+from ..curvature.fisher import per_row_gradients
+from ..data.batches import Batch
+from ..losses import AnswerLogits, answer_logits, row_count, token_losses
+from ..params import Params, axpy, norm
+
+STEPS = tuple(10.0 ** -(power / 2) for power in range(2, 13))
+"""Lengths |h u| / |phi| tried: 0.1 down to 1e-6."""
+
+GOOD_ENOUGH = 0.01
+"""Relative error on the batch of the choice above which differences are not used."""
+
+
+@dataclass(frozen=True)
+class TokenDerivatives:
+    """Every answer token of some rows.
+
+    Attributes:
+        rows: [N], the row each belongs to.
+        places: [N], its number within the row's answer.
+        losses: [N], -log p(token), nats, float64.
+        derivatives: [N], the derivative of that along u, float64.
+    """
+
+    rows: Tensor
+    places: Tensor
+    losses: Tensor
+    derivatives: Tensor
+
+
+@torch.no_grad()
+def _losses(live: LiveModel, batches: Sequence[Batch]) -> tuple[Tensor, Tensor]:
+    """Return (row, loss) of every answer token."""
+    rows, losses = [], []
+    for batch in batches:
+        out = answer_logits(live.model, batch)
+        rows.append(out.rows.cpu())
+        losses.append(token_losses(out).double().cpu())
+    return torch.cat(rows), torch.cat(losses)
+
+
+def by_difference(live: LiveModel, batches: Sequence[Batch], u: Params, length: float) -> TokenDerivatives:
+    """Return token derivatives from two forward passes.
+
+    Args:
+        live: The model; its parameters are moved and put back bit for bit.
+        batches: The rows.
+        u: The query.
+        length: |h u| / |phi|.
+    """
+    start = read_params(live)
+    h = length * norm(start) / norm(u)
+    try:
+        write_params(live, axpy(h, u, start))
+        rows, above = _losses(live, batches)
+        write_params(live, axpy(-h, u, start))
+        _, below = _losses(live, batches)
+    finally:
+        write_params(live, start)
+    return TokenDerivatives(rows, _places(rows), (above + below) / 2, (above - below) / (2 * h))
+
+
+def _places(rows: Tensor) -> Tensor:
+    """Number each row's tokens from 0; they stand together and in order."""
+    first = torch.cat([torch.tensor([True]), rows[1:] != rows[:-1]])
+    at = torch.arange(len(rows))
+    return at - torch.cummax(torch.where(first, at, torch.zeros_like(at)), 0).values
+
+
+class _TokenLosses(nn.Module):
+    """The token losses of a batch as a module, so that `functional_call` can put other parameters in its place."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        out = answer_logits(self.model, batch)
+        log_p = torch.log_softmax(out.logits, dim=-1)
+        return out.rows, -log_p.gather(1, out.labels.unsqueeze(1)).squeeze(1)
+
+
+def by_forward_mode(live: LiveModel, batches: Sequence[Batch], u: Params) -> TokenDerivatives:
+    """Return exact token derivatives by forward-mode differentiation; needs eager attention.
+
+    Args:
+        live: The model at its present parameters.
+        batches: The rows.
+        u: The query.
+    """
+    full_name = {id(parameter): f"model.{name}" for name, parameter in live.model.named_parameters()}
+    module = _TokenLosses(live.model)
+    rows, losses, derivatives = [], [], []
+    with torch.no_grad(), forward_ad.dual_level():
+        placed = {full_name[id(leaf)]: forward_ad.make_dual(leaf.detach(), u[name].to(leaf))
+                  for name, leaf in live.leaves.items()}
+        for batch in batches:
+            owner, dual = functional_call(module, placed, (batch,))
+            primal, tangent = forward_ad.unpack_dual(dual)
+            rows.append(owner.cpu())
+            losses.append(primal.double().cpu())
+            derivatives.append((torch.zeros_like(primal) if tangent is None else tangent).double().cpu())
+    owners = torch.cat(rows)
+    return TokenDerivatives(owners, _places(owners), torch.cat(losses), torch.cat(derivatives))
+
+
+@dataclass(frozen=True)
+class Derivative:
+    """How derivatives are taken in a run.
+
+    Attributes:
+        length: |h u| / |phi| of differences; None for forward mode.
+        relative_error: Against forward mode on the batch of the choice; 0 for forward mode itself.
+    """
+
+    length: float | None
+    relative_error: float
+
+    def __call__(self, live: LiveModel, batches: Sequence[Batch], u: Params) -> TokenDerivatives:
+        """Return the token derivatives of some rows."""
+        if self.length is None:
+            return by_forward_mode(live, batches, u)
+        return by_difference(live, batches, u, self.length)
+
+
+def choose_derivative(live: LiveModel, batch: Batch, u: Params) -> Derivative:
+    """Return the difference that comes nearest to forward mode on one batch, or forward mode where none is near.
+
+    Args:
+        live: The model at the parameters at which rows are scored.
+        batch: Some of the rows.
+        u: The query.
+    """
+    if norm(u) == 0 or norm(read_params(live)) == 0:
+        return Derivative(None, 0.0)
+    exact = row_sums(by_forward_mode(live, [batch], u), batch.rows)[1]
+    errors = {}
+    for length in STEPS:
+        found = row_sums(by_difference(live, [batch], u, length), batch.rows)[1]
+        errors[length] = float((found - exact).norm() / exact.norm().clamp(min=1e-300))
+    best = min(errors, key=lambda length: errors[length])
+    return Derivative(best, errors[best]) if errors[best] <= GOOD_ENOUGH else Derivative(None, 0.0)
+
+
+def row_sums(found: TokenDerivatives, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the losses, derivatives and answer tokens of some rows, sums over their tokens, in the order of `rows`."""
+    place = torch.zeros(int(rows.max()) + 1, dtype=torch.long)
+    place[rows.cpu()] = torch.arange(len(rows))
+    sums = torch.zeros(3, len(rows), dtype=torch.float64)
+    parts = torch.stack([found.losses, found.derivatives, torch.ones_like(found.losses)])
+    return tuple(sums.index_add_(1, place[found.rows], parts))  # type: ignore[return-value]
+
+
+def gradient_norms(live: LiveModel, batches: Sequence[Batch]) -> Tensor:
+    """Return |grad of a row's summed loss| [rows], float64: one backward pass, no gradient kept."""
+    squares = torch.zeros(row_count(batches), dtype=torch.float64)
+    scalar: Callable[[AnswerLogits], Tensor] = lambda out: token_losses(out).sum()  # noqa: E731
+    for batch in batches:
+        for block in per_row_gradients(live, batch, scalar).values():
+            squares.index_add_(0, batch.rows.cpu(), block.double().square().flatten(1).sum(1).cpu())
+    return squares.sqrt()

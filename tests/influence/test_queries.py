@@ -1,0 +1,139 @@
+"""Influence against what it stands for: the minimiser moved by a row's weight, and retraining without the row."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from saferestore.core.checkpoint.session import LiveModel
+from saferestore.core.influence.queries import QUERIES, QueryInputs, row_losses_gradients
+from saferestore.core.influence.rows import by_forward_mode, row_sums
+from saferestore.core.losses import cross_entropy
+from saferestore.core.params import Params
+from scipy.stats import spearmanr
+from torch import Tensor
+
+from .. import dense
+from ..cases import live_model, ragged_batches, vector_like
+
+ROWS = 6
+
+
+@cache
+def _inputs(way_damping: float = 0.1) -> QueryInputs:
+    live = live_model()
+    training = cross_entropy("training", ragged_batches(ROWS))
+    return QueryInputs(live, vector_like(live.leaves, seed=5), training, way_damping, seed=1, max_products=400)
+
+
+def _gradients(live: LiveModel) -> Tensor:
+    """grad l_i [rows, d], scaled so that their mean is the gradient of the mean over tokens."""
+    theta, batches = dense.flat(live.leaves).requires_grad_(), ragged_batches(ROWS)
+    tokens, found = sum(b.answer_tokens for b in batches), torch.zeros(ROWS, len(theta), dtype=torch.float64)
+    for batch in batches:
+        log_p = torch.log_softmax(dense.logits_of(live, theta, batch), 1)
+        for n, (place, _, label) in enumerate(dense.answer_positions(batch)):
+            found[int(batch.rows[place])] -= torch.autograd.grad(log_p[n, label], theta, retain_graph=True)[0]
+    return found * ROWS / tokens
+
+
+def test_row_gradients_average_to_the_gradient_of_the_loss():
+    inputs = _inputs()
+    blocks = [torch.cat([b.flatten(1) for b in rows.values()], 1) for rows in row_losses_gradients(inputs)]
+    found = torch.cat(blocks).mean(0)
+    theta = dense.flat(inputs.live.leaves)
+    wanted = dense.gradient(lambda t: dense.cross_entropy(inputs.live, t, ragged_batches(ROWS)), theta)
+    torch.testing.assert_close(found, wanted)
+
+
+def test_datainf_is_the_mean_of_the_inverses_a_parameter():
+    inputs = _inputs()
+    u, gradients, at = QUERIES["datainf"](inputs).u, _gradients(inputs.live), 0
+    for name, v in inputs.gradient.items():
+        g = gradients[:, at:at + v.numel()]
+        damping = inputs.damping * float(g.square().mean())
+        each = [dense.damped_solve(torch.outer(row, row), damping, v.reshape(-1)) for row in g]
+        assert dense.relative_error(u[name].reshape(-1), torch.stack(each).mean(0)) < 1e-8
+        at += v.numel()
+
+
+def test_every_way_states_what_it_inverted():
+    for way, make in QUERIES.items():
+        query = make(_inputs())
+        assert (query.damping is None) == (way == "datainf")
+        assert (query.relative_residual is not None) == (way == "cg") == (query.products > 0)
+
+
+def _minimiser(matrix: Tensor, gradients: Tensor, weights: Tensor, damping: float) -> Tensor:
+    """Minimiser of 1/2 d'(F + damping I)d + mean of weights_i grad l_i'd: the quadratic model of training."""
+    return -dense.damped_solve(matrix, damping, (weights[:, None] * gradients).mean(0))
+
+
+def _along(inputs: QueryInputs, u: Params) -> Tensor:
+    """-u'grad l_i of every row by the library, scaled as `_gradients`."""
+    _, derivatives, tokens = row_sums(by_forward_mode(inputs.live, inputs.training.batches, u), torch.arange(ROWS))
+    return -derivatives * ROWS / tokens.sum()
+
+
+def test_influence_is_the_derivative_of_safety_at_the_quadratic_models_minimiser_by_a_rows_weight():
+    inputs = _inputs()
+    query = QUERIES["cg"](QueryInputs(inputs.live, inputs.gradient, inputs.training, 1.0, seed=1, max_products=400))
+    assert query.damping is not None
+    matrix, gradients, s = dense.gauss_newton(inputs.live, ragged_batches(ROWS)), _gradients(inputs.live), \
+        dense.flat(inputs.gradient)
+    exact = dense.flat(dense_query := dense.unflat(dense.damped_solve(matrix, query.damping, s), inputs.gradient))
+    weights = torch.ones(ROWS, dtype=torch.float64, requires_grad=True)
+    safety = s @ _minimiser(matrix, gradients, weights, query.damping)
+    wanted = torch.autograd.grad(safety, weights)[0]  # of I(z)/N
+    torch.testing.assert_close(_along(inputs, dense_query) / ROWS, wanted, rtol=1e-6, atol=1e-9)
+    assert dense.relative_error(dense.flat(query.u), exact) < 2e-3  # the tolerance of the iteration
+
+
+def _logistic(count: int, seed: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(count, 5, generator=generator, dtype=torch.float64)
+    y = (x @ torch.tensor([1.0, -1, 0.5, 0, 0], dtype=torch.float64)
+         + torch.randn(count, generator=generator, dtype=torch.float64) > 0).double()
+    return x, y
+
+
+def _trained(x: Tensor, y: Tensor, weights: Tensor, ridge: float = 0.05) -> tuple[Tensor, Tensor]:
+    """Minimiser of the mean weighted logistic loss plus ridge by Newton, and its Hessian: a convex last layer."""
+    w = torch.zeros(x.shape[1], dtype=torch.float64)
+    for _ in range(30):
+        p = torch.sigmoid(x @ w)
+        gradient = (weights * (p - y)) @ x / len(x) + ridge * w
+        hessian = (x * (weights * p * (1 - p))[:, None]).T @ x / len(x) + ridge * torch.eye(len(w)).double()
+        w = w - torch.linalg.solve(hessian, gradient)
+    return w, hessian
+
+
+def _left_out(count: int) -> tuple[Tensor, Tensor]:
+    """(predicted, true) rise of a held-out loss by each row: -I formula and retraining without it."""
+    x, y = _logistic(count, 0)
+    held_x, held_y = _logistic(50, 1)
+
+    def safety(w: Tensor) -> Tensor:
+        return torch.nn.functional.binary_cross_entropy_with_logits(held_x @ w, held_y)
+
+    w, hessian = _trained(x, y, torch.ones(count, dtype=torch.float64))
+    u = torch.linalg.solve(hessian, dense.gradient(safety, w))
+    predicted = -((torch.sigmoid(x @ w) - y)[:, None] * x) @ u / count
+    true = []
+    for row in range(count):
+        weights = torch.ones(count, dtype=torch.float64)
+        weights[row] = 0
+        true.append(float(safety(w) - safety(_trained(x, y, weights)[0])))
+    return predicted, torch.tensor(true, dtype=torch.float64)
+
+
+def test_influence_ranks_rows_as_leaving_each_out_of_a_convex_last_layer_does():
+    predicted, true = _left_out(60)
+    assert spearmanr(predicted, true).statistic > 0.9
+    assert bool((predicted.sign() == true.sign()).double().mean() > 0.9)
+
+
+def test_the_leave_one_out_error_falls_as_one_over_n_squared():
+    errors = [float((predicted - true).abs().mean()) for predicted, true in map(_left_out, (50, 100, 200))]
+    slopes = [torch.log2(torch.tensor(a / b)).item() for a, b in zip(errors, errors[1:], strict=False)]
+    assert all(1.5 < slope < 2.6 for slope in slopes)

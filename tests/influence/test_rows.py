@@ -1,0 +1,102 @@
+"""Derivatives of rows along a query: differences and forward mode against whole gradients, row by row."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+import torch
+from saferestore.core.checkpoint.session import LiveModel, read_params
+from saferestore.core.data.batches import Batch
+from saferestore.core.influence import rows as module
+from saferestore.core.influence.rows import (
+    Derivative,
+    by_difference,
+    by_forward_mode,
+    choose_derivative,
+    gradient_norms,
+    row_sums,
+)
+from saferestore.core.params import Params, scale
+from torch import Tensor
+
+from .. import dense
+from ..cases import FAMILIES, live_model, ragged_batches, vector_like
+
+ROWS = 5
+
+
+@cache
+def _case(family: str = "llama") -> tuple[LiveModel, list[Batch], Params]:
+    live = live_model(family)
+    return live, ragged_batches(ROWS), vector_like(live.leaves, seed=4)
+
+
+def _gradients(live: LiveModel, batches: list[Batch]) -> Tensor:
+    """[rows, d]: gradient of each row's summed loss, one backward a row."""
+    theta = dense.flat(live.leaves).requires_grad_()
+    found = torch.zeros(ROWS, len(theta), dtype=torch.float64)
+    for batch in batches:
+        log_p = torch.log_softmax(dense.logits_of(live, theta, batch), 1)
+        tokens = list(dense.answer_positions(batch))
+        for place, row in enumerate(batch.rows.tolist()):
+            value = -sum(log_p[n, label] for n, (at, _, label) in enumerate(tokens) if at == place)
+            found[row] = torch.autograd.grad(value, theta, retain_graph=True)[0]
+    return found
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_forward_mode_is_the_gradient_of_every_row_times_the_query(family: str):
+    live, batches, u = _case(family)
+    losses, derivatives, tokens = row_sums(by_forward_mode(live, batches, u), torch.arange(ROWS))
+    torch.testing.assert_close(derivatives, _gradients(live, batches) @ dense.flat(u))
+    assert int(tokens.sum()) == sum(batch.answer_tokens for batch in batches)
+    assert float(losses.sum() / tokens.sum()) == pytest.approx(
+        float(dense.cross_entropy(live, dense.flat(live.leaves), batches)))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_difference_agrees_with_forward_mode_to_1e_6_token_by_token(family: str):
+    live, batches, u = _case(family)
+    before = read_params(live)
+    exact, found = by_forward_mode(live, batches, u), by_difference(live, batches, u, 1e-5)
+    assert float((found.derivatives - exact.derivatives).norm() / exact.derivatives.norm()) < 1e-6
+    torch.testing.assert_close(found.losses, exact.losses)
+    assert torch.equal(found.rows, exact.rows) and torch.equal(found.places, exact.places)
+    assert all(torch.equal(before[name], t) for name, t in read_params(live).items())
+
+
+def test_tokens_are_numbered_within_their_row():
+    live, batches, u = _case()
+    found = by_forward_mode(live, batches, u)
+    for row in range(ROWS):
+        places = found.places[found.rows == row].tolist()
+        assert places == list(range(len(places)))
+
+
+def test_the_length_chosen_is_close_to_forward_mode():
+    live, batches, u = _case()
+    chosen = choose_derivative(live, batches[0], u)
+    assert chosen.length in module.STEPS and chosen.relative_error < 1e-6
+    exact = by_forward_mode(live, batches, u)
+    assert float((chosen(live, batches, u).derivatives - exact.derivatives).norm() / exact.derivatives.norm()) < 1e-5
+
+
+def test_forward_mode_does_all_where_no_difference_comes_near(monkeypatch: pytest.MonkeyPatch):
+    live, batches, u = _case()
+    monkeypatch.setattr(module, "STEPS", (10.0,))
+    assert choose_derivative(live, batches[0], u) == Derivative(None, 0.0)
+    exact = by_forward_mode(live, batches, u)
+    assert torch.equal(Derivative(None, 0.0)(live, batches, u).derivatives, exact.derivatives)
+
+
+def test_a_query_of_zero_gives_zero():
+    live, batches, u = _case()
+    chosen = choose_derivative(live, batches[0], scale(0.0, u))
+    assert chosen.length is None
+    assert not bool(chosen(live, batches, scale(0.0, u)).derivatives.any())
+
+
+def test_the_norms_of_gradients_are_those_of_one_backward_a_row():
+    live, batches, _ = _case()
+    torch.testing.assert_close(gradient_norms(live, batches), _gradients(live, batches).norm(dim=1))
