@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ..errors import UsageError
-
 
 def threshold(influences: Mapping[int, float], rule: str) -> float:
     """Return the influence above which rows are removed; never below 0, so that only harmful rows are.
@@ -17,25 +15,12 @@ def threshold(influences: Mapping[int, float], rule: str) -> float:
     Args:
         influences: Row -> I(z)/N, nats per token.
         rule: `auto`: where the positive influences fall into two groups (Otsu 1979); a whole number: so many rows; a
-            number below 1: the threshold itself, nats per token.
-
-    Returns:
-        The threshold.
-
-    Raises:
-        UsageError: The rule is none of these.
+            number below 1: the threshold itself, nats per token (checked by `ScoreConfig`).
     """
     if rule == "auto":
         return otsu([value for value in influences.values() if value > 0])
-    try:
-        number = float(rule)
-    except ValueError:
-        number = -1.0
-    if number < 0 or (number >= 1 and not rule.isdigit()):
-        raise UsageError(f"must be auto, a number of rows or a threshold below 1 - --remove {rule}",
-                         hint="give --remove auto, --remove 20 or --remove 0.0005")
     if not rule.isdigit():
-        return number
+        return float(rule)
     ranked = sorted((value for value in influences.values() if value > 0), reverse=True)
     return ranked[int(rule)] if int(rule) < len(ranked) else 0.0
 

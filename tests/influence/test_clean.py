@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from saferestore.core.config import ScoreConfig
 from saferestore.core.data.readers import file_of, read_records
 from saferestore.core.errors import UsageError
 from saferestore.core.influence.clean import otsu, threshold, without
@@ -77,7 +78,7 @@ def test_a_rule_is_auto_a_number_of_rows_or_a_threshold_and_never_takes_rows_tha
 @pytest.mark.parametrize("rule", ["all", "1.5", "-1"])
 def test_another_rule_is_refused(rule: str):
     with pytest.raises(UsageError, match="--remove"):
-        threshold({0: 1.0}, rule)
+        ScoreConfig("b", "t", remove=rule)
 
 
 def test_the_file_of_a_specification_is_without_its_format(tmp_path: Path):
