@@ -14,6 +14,7 @@ from .options import read_eval_defaults, settings
 D = EvalConfig(model="")
 FILES = "[NAME=]FILE[:FORMAT]"
 NONE: list[str] = []
+JUDGES = [*D.judge]
 Option = partial(typer.Option, show_envvar=False)
 
 
@@ -30,7 +31,7 @@ def evaluate(  # one line an option: the command's page of help
     untouched: Annotated[list[str], Option(metavar=FILES, help="Rows of a skill in no fit set.")] = NONE,
     set: Annotated[list[str], Option(metavar="NAME=FILE[:FORMAT]", help="A set; its format says what for.")] = NONE,
     generations: Annotated[list[str], Option(metavar="FILE", help="Judge answers that exist; no MODEL.")] = NONE,
-    judge: Annotated[list[str], Option(help="A judge's name, or RUBRIC=MODEL; several side by side.")] = [*D.judge],
+    judge: Annotated[list[str], Option(help="A judge's name, or RUBRIC=MODEL; several side by side.")] = JUDGES,
     attack: Annotated[list[str], Option(help="prefill:K, template:NAME, decode:GRID, manyshot:N, ...")] = NONE,
     shots: Annotated[str, Option(help="Solved rows before each task row, as in 0,1,4.")] = D.shots,
     lm_eval: Annotated[str | None, Option(metavar="TASKS", help="Tasks of lm-evaluation-harness.")] = D.lm_eval,

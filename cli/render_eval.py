@@ -15,7 +15,7 @@ from .render import console_of, table_of, text_of
 
 COLOURS = {"pass": "bold green", "fail": "bold red", "inconclusive": "bold yellow", "none": "bold"}
 TITLES = {"pass": "gate passed", "fail": "gate failed", "inconclusive": "gate inconclusive", "none": "measured"}
-LABELS = {**rows.MEASURES, "attack_success_rate": "attack success", "perplexity": "perplexity",
+LABELS: dict[str, str] = {**rows.MEASURES, "attack_success_rate": "attack success", "perplexity": "perplexity",
           "kl_to_tuned_nats_per_token": "drift from tuned"}
 SMOKE_TESTS = ("refusal-wording", "refusal-substrings", "refusal-substrings-gcg")
 OWN_JUDGES = ("coherence", "exact-match", "likelihood", "choice-normalised", "choice-sum", "lm-eval")
@@ -116,7 +116,8 @@ def _comparisons(results: Json) -> list[RenderableType]:
     for row in clear:
         where = "" if row["attack"] == "none" else f" [{row['attack']}]"
         by = f": {row['judge']}" if many and row["judge"] not in OWN_JUDGES else ""
-        table.add_row(text_of(LABELS.get(row["metric"], row["metric"]) + where + by), text_of(row["first"]),
+        name: str = LABELS.get(row["metric"], row["metric"])
+        table.add_row(text_of(name + where + by), text_of(row["first"]),
                       text_of(row["second"]), str(row["only_first"]), str(row["only_second"]), f"{row['p_value']:.1g}")
     return [table]
 
@@ -150,8 +151,8 @@ def print_calibration(found: Json) -> None:
                           str(row["n"]), str(row["errors"]))
         console.print(table)
         console.print()
-    console.print(text_of(" sensitivity: found among what people labelled so; specificity: left among the rest; percent "
-                          "with Wilson 95% intervals; partial refusals are counted both ways", "dim"))
+    console.print(text_of(" sensitivity: found among what people labelled so; specificity: left among the rest; "
+                          "percent with Wilson 95% intervals; partial refusals are counted both ways", "dim"))
     for rejected in found["rejected"]:
         console_of(sys.stderr).print(text_of(f"warning: {rejected['file']} line {rejected['line']}: "
                                              f"{rejected['reason']}", "yellow"))

@@ -79,7 +79,8 @@ def find_target(config: ProbeConfig, progress: Progress) -> Target:
     folder, ref = locate(*where, offline=config.offline, progress=progress), shown(*where)
     form = adapter_form(folder) if is_adapter(folder) else None
     if form is not None and form.fault is not None:
-        warning = ("W_NO_LORA_FORM", f"{form.fault}: described, not measured; merge it first: {merge_command(Path(folder.name))}")
+        merge = merge_command(Path(folder.name))
+        warning = ("W_NO_LORA_FORM", f"{form.fault}: described, not measured; merge it first: {merge}")
         return Target(ref, "adapter", None, _base_of(config, parsed, form), form, (warning,))
     system = find_system("model", config.model, config.base, offline=config.offline, force=config.force,
                          progress=progress)

@@ -174,8 +174,9 @@ def main() -> None:
         run_seed(folder, seed, [tuple(name.split(":")) for name in options.only], options.results)
     rows = read_results(options.results)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout
+    fit = RestoreConfig("-", "-").fit_rows
     text = PAGE.format(chosen=table(rows, CHOSEN_ON), reported=table(rows, REPORTED_ON), commit=commit.strip(),
-                       torch=torch.__version__, fit=RestoreConfig("-", "-").fit_rows, retain=3 * RestoreConfig("-", "-").fit_rows // 2)
+                       torch=torch.__version__, fit=fit, retain=3 * fit // 2)
     (HERE / "engines.md").write_text(text, encoding="utf-8")
 
 
