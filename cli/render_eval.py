@@ -116,8 +116,8 @@ def _comparisons(results: Json) -> list[RenderableType]:
     for row in clear:
         where = "" if row["attack"] == "none" else f" [{row['attack']}]"
         by = f": {row['judge']}" if many and row["judge"] not in OWN_JUDGES else ""
-        name: str = LABELS.get(row["metric"], row["metric"])
-        table.add_row(text_of(name + where + by), text_of(row["first"]),
+        name = LABELS.get(row["metric"], row["metric"])
+        table.add_row(text_of(f"{name}{where}{by}"), text_of(row["first"]),
                       text_of(row["second"]), str(row["only_first"]), str(row["only_second"]), f"{row['p_value']:.1g}")
     return [table]
 
