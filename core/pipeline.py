@@ -43,7 +43,7 @@ from .report.clock import Clock
 from .report.compare import document
 from .report.compare_files import write_comparison, write_pictures
 from .report.compare_schema import validate as validate_comparison
-from .report.gate_files import read_baseline, read_gate, write_baseline
+from .report.gate_files import check_new_baseline, read_baseline, read_gate, write_baseline
 from .report.journal import Journal, journal_folder
 from .report.probe import document as probe_document
 from .report.probe_files import write_pictures as write_probe_pictures
@@ -51,6 +51,7 @@ from .report.probe_files import write_probe
 from .report.probe_schema import validate as validate_probe
 from .report.results import gate_section, results, write_results
 from .report.samples_file import write_samples
+from .report.score_run import score as score
 from .report.share import command_line, environment
 from .report.staging import check_out, staged
 from .report.verdicts import VERDICTS
@@ -147,15 +148,14 @@ def evaluate(config: EvalConfig, out: Path | None = None, *, new_baseline: Path 
     """
     if out is not None:
         check_out(out, force=config.force)
+    if new_baseline is not None:
+        check_new_baseline(new_baseline)
     clock, rules = Clock(), read_gate(Path(config.gate)) if config.gate else ()
     baseline = read_baseline(Path(config.baseline)) if config.baseline else None
     torch.manual_seed(config.seed)
     with clock.stage("open"):
         setup = set_up(config, rules, has_baseline=baseline is not None, progress=progress)
-        inputs, settings = inputs_of(setup), assemble.settings(config)
-        if baseline is not None:
-            check_baseline(baseline, {"inputs": inputs, "settings": settings, "seed": config.seed}, rules, setup.known,
-                           Path(config.baseline or "").name)
+        inputs, settings = _comparable(setup, config, baseline)
     folder = journal_folder(out) if out is not None and setup.systems else None
     journal = Journal(folder, assemble.deciding(config, inputs), resume=resume, restart=restart)
     try:
@@ -188,8 +188,19 @@ def plan_evaluation(config: EvalConfig) -> Json:
         The plan: systems, rows, questions, tokens. Errors are those of `evaluate` before weights are read.
     """
     rules = read_gate(Path(config.gate)) if config.gate else ()
-    setup = set_up(config, rules, has_baseline=config.baseline is not None, read_weights=False, progress=no_progress)
+    baseline = read_baseline(Path(config.baseline)) if config.baseline else None
+    setup = set_up(config, rules, has_baseline=baseline is not None, read_weights=False, progress=no_progress)
+    _comparable(setup, config, baseline)
     return plan_of(setup, config.max_new_tokens)
+
+
+def _comparable(setup: Setup, config: EvalConfig, baseline: Json | None) -> tuple[Json, Json]:
+    """Return inputs and settings as results say them; UsageError where the baseline was measured in another way."""
+    inputs, settings = inputs_of(setup), assemble.settings(config)
+    if baseline is not None:
+        check_baseline(baseline, {"inputs": inputs, "settings": settings, "seed": config.seed}, setup.rules,
+                       setup.known, Path(config.baseline or "").name)
+    return inputs, settings
 
 
 def calibrate(config: EvalConfig, files: Sequence[str], *, progress: Progress = no_progress) -> Json:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +15,11 @@ from transformers.modeling_utils import PreTrainedModel
 from ..config import Progress, no_progress
 from .adapter import is_adapter
 from .facts import CheckpointFacts, FactReader
+from .fit import check_vocabularies
 from .loading import SAFETENSORS_DTYPES, Placement, load_model, load_tokenizer, read_model_config
 from .pair import CheckpointPair, open_pair
-from .reference import locate, parse_reference, shown
+from .recorded_base import find_base
+from .reference import RECORDED, locate, parse_reference, shown
 from .safetensors_files import read_headers, weight_files
 from .session import live_model
 
@@ -87,6 +89,36 @@ def _full(name: str, ref: str, folder: Path, read_weights: bool, progress: Progr
     stored = max(sorted(set(dtypes)), key=dtypes.count)
     return System(name, folder, None, facts, folder, SAFETENSORS_DTYPES.get(stored, torch.bfloat16),
                   tuple(pair for pair in warnings if pair[0] != "W_NOOP"))
+
+
+def recorded_base(ref: str, *, offline: bool) -> tuple[str, str]:
+    """Return (folder, reference to show) of the base that an adapter records.
+
+    Args:
+        ref: Of an adapter, or base+adapter.
+        offline: Never ask the network.
+
+    Returns:
+        Both; `MismatchError` where no base is recorded.
+    """
+    parsed = parse_reference(ref)
+    where = (parsed.adapter, parsed.adapter_revision) if parsed.adapter else (parsed.base, parsed.revision)
+    found, folder = find_base(parse_reference(RECORDED), parsed, locate(*where, offline=offline), offline=offline,
+                              progress=no_progress)
+    return str(folder), shown(found.base, found.revision)
+
+
+def check_one_tokenizer(systems: Sequence[System]) -> None:
+    """Refuse systems whose tokenizers have different vocabularies: all are asked with the tokens of the last one.
+
+    Args:
+        systems: At least one. `MismatchError` names tokens that differ.
+    """
+    *others, last = systems
+    for folder in dict.fromkeys(system.tokenizer_dir for system in others):
+        if folder != last.tokenizer_dir:
+            check_vocabularies(load_tokenizer(folder).get_vocab(), load_tokenizer(last.tokenizer_dir).get_vocab(),
+                               last.facts.vocab_size)
 
 
 class Shelf:

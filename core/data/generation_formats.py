@@ -23,6 +23,8 @@ from .records import Message, Skipped, conversation_digest
 LABELS = ("label", "final_label")
 SYSTEMS = ("model", "model_name")
 SETS = ("set", "dataset", "task")
+CONTRAST = "contrast_"
+"""XSTest's types of prompts that are to be refused begin so; the others are their harmless look-alikes."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Generated:
         label: What a person said of the answer, as written; None where nobody did.
         recorded: What another judge said of it, as written; None where there is no such column.
         line: Where it stands in the file.
+        role: `benign` where the file says that the prompt is a harmless look-alike.
     """
 
     prompt: str
@@ -48,6 +51,7 @@ class Generated:
     label: str | None
     recorded: str | None
     line: int
+    role: str = "harmful"
 
 
 @dataclass(frozen=True)
@@ -96,8 +100,10 @@ def _xstest(line: int, row: Row, source: Source) -> Found:
     named = re.search(r"completions_(.+?)(?:_[a-z0-9]*eval)?$", source.path.stem)
     system = _text(row, SYSTEMS) or (named.group(1) if named else source.path.stem)
     recorded = next((str(row[key]) for key in row if key.endswith("_label") and key != "final_label"), None)
-    return [replace(found[0], system=system, set=_text(row, SETS) or "xstest", label=_text(row, ("final_label",)),
-                    recorded=recorded)]
+    kind = _text(row, ("type",)) or CONTRAST
+    role = "harmful" if kind.startswith(CONTRAST) else "benign"
+    return [replace(found[0], system=system, set=_text(row, SETS) or f"xstest-{role}",
+                    label=_text(row, ("final_label",)), recorded=recorded, role=role)]
 
 
 def _garak(line: int, row: Row, source: Source) -> Found:

@@ -39,15 +39,26 @@ class Examined:
     verdicts: list[Json] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Run:
-    """What stays the same from system to system."""
+    """What stays the same from system to system, and what is known so far.
+
+    Attributes:
+        said: System -> question number -> its entry.
+        numbers: System -> the entry of its numbers.
+        held: What the tuned model says and how likely it finds that.
+        answer_batch: Prompts a batch, the same for all systems and for a run that goes on.
+    """
 
     setup: Setup
     batch_size: int | str
     limit: float | None
     keep: Keep
     progress: Progress
+    said: dict[str, dict[int, Json]]
+    numbers: dict[str, Json]
+    answer_batch: int | None
+    held: list[Held] = field(default_factory=list)
 
     @property
     def loss_batch(self) -> int:
@@ -69,71 +80,98 @@ def examine(setup: Setup, entries: Sequence[Json], *, batch_size: int | str, lim
     Returns:
         Answers without the findings of judges that read them, and numbers.
     """
-    assert setup.setting is not None and setup.placement is not None, "only systems are examined"
-    run = _Run(setup, batch_size, limit, keep, progress)
+    assert setup.placement is not None, "only systems are examined"
+    said: dict[str, dict[int, Json]] = {system.name: {} for system in setup.systems}
+    for entry in (entry for entry in entries if "question" in entry):
+        said[entry["system"]][entry["question"]] = entry
+    run = _Run(setup, batch_size, limit, keep, progress, said, {e["system"]: e for e in entries if "numbers" in e},
+               next((e["batch_size"] for e in entries if "batch_size" in e), None))
     shelf, found = Shelf(setup.placement), Examined()
-    said: dict[str, dict[int, Json]] = {}
-    numbers: dict[str, Json] = {e["system"]: e for e in entries if "numbers" in e}
-    held: list[Held] = []
-    for place, system in enumerate(setup.systems):
-        known = {e["question"]: e for e in entries if e.get("system") == system.name and "question" in e}
-        later = [s.name for s in setup.systems[place + 1:] if s.name not in numbers]
-        if len(known) < len(setup.plan.questions) or system.name not in numbers or (system.name == "tuned" and later):
+    for system, is_measured in _visits(setup):
+        if _has_work(run, system, is_measured):
             with shelf.model(system) as model:
-                said[system.name] = ask(model, system.name, setup.plan.questions, setup.setting, known, keep=keep,
-                                        batch_size=_batch_size(run, model, entries), progress=progress)
-                if system.name not in numbers:
-                    numbers[system.name] = _measure(run, model, system, said, held)
-                    keep([numbers[system.name]])
-                if system.name == "tuned" and later:
-                    held = _hold(run, model, said["tuned"])
-        else:
-            said[system.name] = known
-        _add(found, setup, said[system.name], numbers[system.name])
+                _visit(run, model, system, is_measured)
     shelf.clear()
+    for system in setup.systems:
+        _add(found, setup, run.said[system.name], run.numbers[system.name])
     return found
 
 
-def _batch_size(run: _Run, model: Any, entries: Sequence[Json]) -> int:
-    """Return the size of the earlier run: `auto` may find more or less memory today, and batches must be the same."""
-    earlier = next((e["batch_size"] for e in entries if "batch_size" in e), None)
-    if earlier is not None:
-        return earlier
-    prompts = [question.attempt.prompt for question in run.setup.plan.questions]
-    assert run.setup.setting is not None
-    size = fitting_batch_size(model, prompts, run.setup.setting.max_new_tokens, run.batch_size)
-    run.keep([{"batch_size": size}])
-    return size
+def _visits(setup: Setup) -> list[tuple[System, bool]]:
+    """Return each time a system is in memory, and whether it is measured then."""
+    # The base's likelihoods wait until the tuned model was asked, so that all systems compare the same two answers:
+    # the base's refusal and what the tuned model said instead.
+    names = [system.name for system in setup.systems]
+    waits = _asks_likelihood(setup) and "tuned" in names
+    found = []
+    for system in setup.systems:
+        found.append((system, not (waits and system.name == "base")))
+        if waits and system.name == "tuned":
+            found.append((setup.systems[names.index("base")], True))
+    return found
 
 
-def _measure(run: _Run, model: Any, system: System, said: Mapping[str, Mapping[int, Json]],
-             held: Sequence[Held]) -> Json:
+def _has_work(run: _Run, system: System, is_measured: bool) -> bool:
+    return (len(run.said[system.name]) < len(run.setup.plan.questions) or _is_held(run, system)
+            or is_measured and system.name not in run.numbers)
+
+
+def _is_held(run: _Run, system: System) -> bool:
+    """The tuned model is compared with those that are measured after it."""
+    names = [each.name for each in run.setup.systems]
+    later = names[names.index("tuned") + 1:] if system.name == "tuned" else []
+    return any(name not in run.numbers for name in later)
+
+
+def _visit(run: _Run, model: Any, system: System, is_measured: bool) -> None:
+    name, plan, setting = system.name, run.setup.plan, run.setup.setting
+    assert setting is not None
+    run.said[name] = ask(model, name, plan.questions, setting, run.said[name], keep=run.keep,
+                         batch_size=_batch_size(run, model), progress=run.progress)
+    if is_measured and name not in run.numbers:
+        run.numbers[name] = _measure(run, model, system)
+        run.keep([run.numbers[name]])
+    if _is_held(run, system):
+        run.held = _hold(run, model, run.said[name])
+
+
+def _batch_size(run: _Run, model: Any) -> int:
+    """Return the size that the first system found: `auto` may find more or less memory for the next, or on resuming."""
+    if run.answer_batch is None:
+        prompts = [question.attempt.prompt for question in run.setup.plan.questions]
+        assert run.setup.setting is not None
+        run.answer_batch = fitting_batch_size(model, prompts, run.setup.setting.max_new_tokens, run.batch_size)
+        run.keep([{"batch_size": run.answer_batch}])
+    return run.answer_batch
+
+
+def _measure(run: _Run, model: Any, system: System) -> Json:
     """Return the entry of a system's numbers."""
     setup, name = run.setup, system.name
     assert setup.setting is not None
     setting, size = setup.setting, run.loss_batch
     rows, verdicts = choices(model, name, setup.plan, {s.name: s.role for s in setup.sets}, setting, size)
     rows += perplexities(model, name, setup.sets, setting, size, run.progress)
-    rows += drifts(model, name, held, setting.seed)
+    rows += drifts(model, name, run.held, setting.seed)
     if setup.lm_eval:
         rows += run_lm_eval(model, setting.chat, setup.lm_eval, system=name, batch_size=run.batch_size,
                             context=setting.context, seed=setting.seed, limit=run.limit)
     return {"system": name, "numbers": rows, "verdicts": verdicts,
-            "likelihoods": _likelihoods(run, model, said) if _asks_likelihood(setup) else {}}
+            "likelihoods": _likelihoods(run, model) if _asks_likelihood(setup) else {}}
 
 
 def _asks_likelihood(setup: Setup) -> bool:
     return any(spec.kind == "likelihood" for spec in setup.judges)
 
 
-def _likelihoods(run: _Run, model: Any, said: Mapping[str, Mapping[int, Json]]) -> dict[str, dict[str, Json]]:
+def _likelihoods(run: _Run, model: Any) -> dict[str, dict[str, Json]]:
     """Return set -> record id -> finding: the base's refusals against harmful answers, by likelihood."""
     setup = run.setup
     assert setup.setting is not None
     found = {}
     for each in (each for each in setup.sets if each.role == "harmful"):
-        base = _answers(setup, said["base"], each.name)
-        tuned = _answers(setup, said["tuned"], each.name) if "tuned" in said else {}
+        base = _answers(setup, run.said["base"], each.name)
+        tuned = _answers(setup, run.said["tuned"], each.name) if "tuned" in run.said else {}
         given = {record.id: record.answer for record in each.records if record.answer}
         told = likelihoods(model, each.records, {key: text for key, text in base.items() if refusal_wording(text)},
                            {**tuned, **given}, setup.setting, run.loss_batch)

@@ -21,12 +21,12 @@ Json = Mapping[str, Any]
 
 
 def given_answers(read: Iterable[Generations]) -> Examined:
-    """Return answers that exist already as samples of harmful prompts, not judged yet.
+    """Return answers that exist already as samples, not judged yet; of harmful prompts where the file does not say.
 
     Args:
         read: Files of answers.
     """
-    return Examined([Sample(row.system, row.set, "harmful", "none", "", row.id, row.prompt, row.answer, 0, True)
+    return Examined([Sample(row.system, row.set, row.role, "none", "", row.id, row.prompt, row.answer, 0, True)
                      for each in read for row in each.rows])
 
 

@@ -89,9 +89,10 @@ def choices(model: Any, system: str, plan: Plan, roles: Mapping[str, str], setti
     for (name, shots), records in plan.scored.items():
         chosen = choose(model, records, setting.chat, context=setting.context, batch_size=batch_size)
         metric = {"task": "task_accuracy", "untouched": "untouched_accuracy"}[roles[name]]
+        unknown = dict.fromkeys(chosen.too_long)  # as an answer that could not be judged, so that they are counted
         verdicts += [{"system": system, "set": name, "role": roles[name], "attack": "none",
                       "metric": f"{metric}@{shots}" if shots else metric, "judge": scorer,
-                      "hits": {key: int(hit) for key, hit in right.items()}}
+                      "hits": {key: int(hit) for key, hit in right.items()} | unknown}
                      for scorer, right in chosen.right.items()]
     return [dict(rate_row(verdict)) for verdict in verdicts], verdicts
 

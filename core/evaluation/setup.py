@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +11,8 @@ from typing import Any
 
 from ..checkpoint.adapter import is_adapter
 from ..checkpoint.loading import Placement, load_tokenizer, place, read_model_config
-from ..checkpoint.reference import locate, parse_reference
-from ..checkpoint.systems import System, find_system
+from ..checkpoint.reference import RECORDED, locate, parse_reference
+from ..checkpoint.systems import System, check_one_tokenizer, find_system, recorded_base
 from ..config import EvalConfig, Progress
 from ..data.chat import chat_format
 from ..data.evaluation_sets import EvaluationSet, read_sets
@@ -84,6 +85,7 @@ def set_up(config: EvalConfig, rules: tuple[Rule, ...], *, has_baseline: bool, r
     tasks = parse_tasks(config.lm_eval) if config.lm_eval else ()
     sets = read_sets(config)
     systems = _systems(config, read_weights, progress)
+    check_one_tokenizer(systems)
     names = tuple(system.name for system in systems)
     _check_judges(judges, names)
     known = _known(names, {each.name: each.role for each in sets}, judges, attacks, shots, tasks, has_baseline, sets)
@@ -104,7 +106,7 @@ def _of_answers(config: EvalConfig, judges: tuple[JudgeSpec, ...], rules: tuple[
     _check_judges(judges, ())
     read = tuple(read_generations(Path(spec)) for spec in config.generations)
     rows = [row for each in read for row in each.rows]
-    known = _known(tuple(dict.fromkeys(row.system for row in rows)), {row.set: "harmful" for row in rows}, judges, (),
+    known = _known(tuple(dict.fromkeys(row.system for row in rows)), {row.set: row.role for row in rows}, judges, (),
                    (), (), has_baseline, ())
     if rules:
         check_rules(rules, known)
@@ -120,14 +122,23 @@ def _check_judges(judges: Sequence[JudgeSpec], names: Sequence[str]) -> None:
 def _systems(config: EvalConfig, read_weights: bool, progress: Progress) -> tuple[System, ...]:
     settings: dict[str, Any] = {"offline": config.offline, "force": config.force, "read_weights": read_weights,
                                 "progress": progress}
-    beside = [find_system(name, getattr(config, name), None if name == "base" else config.base, **settings)
-              for name in config.beside]
+    beside = [_base(config, settings)] if config.base is not None else []
+    if config.tuned is not None:
+        beside.append(find_system("tuned", config.tuned, config.base, **settings))
     name = config.system if config.system != "auto" else _name(config)
     base = config.base
     if base is not None and parse_reference(config.model).adapter:
         base = None  # MODEL names what it sits on itself: a restored adapter of a full checkpoint sits on that
     model = find_system(name, config.model, base, **settings)
     return (*beside, model)
+
+
+def _base(config: EvalConfig, settings: dict[str, Any]) -> System:
+    if config.base != RECORDED:
+        return find_system("base", config.base or "", **settings)
+    folder, ref = recorded_base(config.model, offline=config.offline)
+    found = find_system("base", folder, **settings)
+    return dataclasses.replace(found, facts=dataclasses.replace(found.facts, ref=ref))
 
 
 def _name(config: EvalConfig) -> str:
@@ -163,13 +174,20 @@ def inputs_of(setup: Setup) -> dict[str, Any]:
     """Return the `inputs` of the results: systems, sets, judges, attacks; no absolute path."""
     sets = [{"name": each.name, "role": each.role, "sha256": each.sha256, "rows": len(each.records),
              "rejected": len(each.rejected), "left_out": each.left_out, "file": each.file} for each in setup.sets]
-    given = [{"name": name, "role": "harmful", "sha256": each.sha256, "rows": sum(r.set == name for r in each.rows),
+    given = [{"name": name, "role": role, "sha256": each.sha256, "rows": sum(r.set == name for r in each.rows),
               "rejected": len(each.rejected), "left_out": len(each.left_out), "file": each.name}
-             for each in setup.generations for name in dict.fromkeys(row.set for row in each.rows)]
-    return {"systems": {system.name: dataclasses.asdict(system.facts) for system in setup.systems},
+             for each in setup.generations for name, role in dict.fromkeys((row.set, row.role) for row in each.rows)]
+    return {"systems": {system.name: dataclasses.asdict(system.facts) | _template_of(setup)
+                        for system in setup.systems},
             "sets": sets + given,
             "judges": {spec.name: {"kind": spec.kind, "identity": spec.identity} for spec in setup.judges},
             "attacks": {attack.name: {"k": attack.k, "sha256": attack.sha256} for attack in setup.attacks}}
+
+
+def _template_of(setup: Setup) -> dict[str, str | None]:
+    """All systems are asked in one template, which may be a file's: that is what a baseline has to agree with."""
+    template = setup.setting.chat.template if setup.setting else None
+    return {"chat_template_sha256": hashlib.sha256(template.encode()).hexdigest() if template else None}
 
 
 def plan_of(setup: Setup, max_new_tokens: int) -> dict[str, Any]:

@@ -63,6 +63,20 @@ def read_baseline(path: Path) -> dict[str, Any]:
     return found
 
 
+def check_new_baseline(path: Path) -> None:
+    """Refuse, before the work, a place where no baseline can be written.
+
+    Args:
+        path: The file; its parents need not exist.
+
+    Raises:
+        UsageError: A folder, or a place without the right to write.
+    """
+    parent = next(folder for folder in path.resolve().parents if folder.exists())
+    if path.is_dir() or not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise UsageError(f"cannot write baseline - {path}", hint="give --write-baseline a file you may write")
+
+
 def write_baseline(path: Path, results: Mapping[str, Any]) -> None:
     """Write results where later runs look for their baseline, whole or not at all.
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
-import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +55,8 @@ class Journal:
         if folder is None:
             return
         path = folder / FILE
-        if restart and folder.exists():
-            shutil.rmtree(folder)
+        if restart:
+            _delete(path)
         if path.exists() and not resume:
             raise UsageError(f"an interrupted run lies here - {folder}", hint="add --resume to go on with it, or "
                              "--restart to begin again")
@@ -65,8 +65,9 @@ class Journal:
         head = {"journal": 1, "settings_sha256": digest(settings)}
         if path.exists():
             self.entries = _read(path, head)
-        folder.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("a", encoding="utf-8")
+        with _full_disk_named(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("a", encoding="utf-8")
         if not path.stat().st_size:
             self.write([head])
             self.entries = []
@@ -77,25 +78,39 @@ class Journal:
         self.entries += entries
         if self._file is None:
             return
-        try:
+        with _full_disk_named(self.folder):
             self._file.write("".join(json.dumps(entry, ensure_ascii=True) + "\n" for entry in entries))
             self._file.flush()
             os.fsync(self._file.fileno())
-        except OSError as error:
-            if is_full_disk(error):
-                raise SaferestoreError(f"no space left on the disk - {self.folder}", hint=MAKE_ROOM) from error
-            raise
 
     def close(self) -> None:
-        """Close the file and keep it."""
+        """Close the file and keep it; what a full disk did not take is lost, and was told of."""
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):
+                self._file.close()
 
     def remove(self) -> None:
-        """Close and delete: OUT stands whole."""
+        """Close and delete: OUT stands whole. Other files in the folder are somebody else's and stay."""
         self.close()
         if self.folder is not None:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            _delete(self.folder / FILE)
+
+
+def _delete(path: Path) -> None:
+    """Delete a journal, and its folder where nothing else lies in it."""
+    path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        path.parent.rmdir()
+
+
+@contextlib.contextmanager
+def _full_disk_named(folder: Path | None) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if is_full_disk(error):
+            raise SaferestoreError(f"no space left on the disk - {folder}", hint=MAKE_ROOM) from error
+        raise
 
 
 def _read(path: Path, head: Json) -> list[Json]:
