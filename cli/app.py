@@ -16,6 +16,7 @@ from .evaluate import evaluate
 from .probe import probe
 from .restore import restore
 from .schema import schema
+from .score import score
 
 HELP = """Put back the refusals that fine-tuning took away from a language model, and keep its task.
 
@@ -37,6 +38,8 @@ commands.command("compare", epilog=f"{SOURCES}\n{CODES}",
                  context_settings={"auto_envvar_prefix": "SAFERESTORE"})(compare)
 commands.command("probe", epilog=f"{SOURCES}\n{CODES}",
                  context_settings={"auto_envvar_prefix": "SAFERESTORE"})(probe)
+commands.command("score", epilog=f"{SOURCES}\n{CODES}",
+                 context_settings={"auto_envvar_prefix": "SAFERESTORE"})(score)
 commands.command("schema")(schema)
 
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import typer
 
-from ..core.config import AnyConfig, CompareConfig, EvalConfig, ProbeConfig, RestoreConfig, read_yaml
+from ..core.config import AnyConfig, CompareConfig, EvalConfig, ProbeConfig, RestoreConfig, ScoreConfig, read_yaml
 
 Settings = TypeVar("Settings", bound=AnyConfig)
 
@@ -32,6 +32,11 @@ def read_compare_defaults(context: typer.Context, path: Path | None) -> Path | N
 def read_probe_defaults(context: typer.Context, path: Path | None) -> Path | None:
     """Take the defaults of `probe` from `--config FILE`."""
     return _read(context, path, ProbeConfig)
+
+
+def read_score_defaults(context: typer.Context, path: Path | None) -> Path | None:
+    """Take the defaults of `score` from `--config FILE`."""
+    return _read(context, path, ScoreConfig)
 
 
 def settings(given: Mapping[str, Any], kind: type[Settings]) -> Settings:

@@ -11,7 +11,8 @@ import typer
 from ..core.config import nearest
 from ..core.errors import UsageError
 
-SCHEMAS = {"restore": "schema", "eval": "results_schema", "compare": "compare_schema", "probe": "probe_schema"}
+SCHEMAS = {"restore": "schema", "eval": "results_schema", "compare": "compare_schema", "probe": "probe_schema",
+           "score": "score_schema"}
 """Command to the module of core.report that has its SCHEMA."""
 
 

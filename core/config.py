@@ -411,8 +411,8 @@ class ScoreConfig:
                      "rank"):
             _positive(name, getattr(self, name))
         _not_negative("seed", self.seed)
-        if not 0 < self.at <= 1:
-            raise UsageError(f"must lie above 0, at most 1 - --at {self.at}", hint="give 1 for the tuned model itself")
+        if not 0 <= self.at <= 1:
+            raise UsageError(f"must lie from 0 to 1 - --at {self.at}", hint="give 1 for the tuned model itself")
         _removal(self.remove)
 
     def as_restore(self) -> RestoreConfig:

@@ -1,0 +1,81 @@
+"""A score in the terminal, at most 80 columns wide."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import RenderableType
+from rich.text import Text
+
+from ..core.report import rows
+from ..core.report.score_files import SHADES, heat_strip
+from .render import console_of, table_of, text_of
+
+BLOCKS = " ·░░▒▒▓▓█"
+"""A character a shade of the heat strip."""
+
+
+def print_score(found: dict[str, Any], out: Path | None, clean: Path | None, *, brief: bool = False) -> None:
+    """Print the tables on stdout; only the first line if `brief`."""
+    console = console_of(sys.stdout)
+    console.print(text_of(_title(found)))
+    if brief:
+        return
+    for part in _parts(found):
+        console.print(part)
+    for what, path in (("written to", out), ("clean training file", clean)):
+        if path is not None:
+            console.print(text_of(f" {what}: {path}"))
+
+
+def _title(found: dict[str, Any]) -> str:
+    part = found["rows"]
+    if part is None:
+        return f"{len(found['modules'])} modules scored; add --train FILE to score training rows"
+    return (f"{part['removed']} of {part['scored']} rows cost safety above "
+            f"{rows.number_text(part['threshold_nats_per_token'])} nats per token")
+
+
+def _parts(found: dict[str, Any]) -> Iterator[RenderableType]:
+    if found["rows"] is not None:
+        yield ""
+        yield _rows(found["rows"]["most_harmful"])
+        yield Text(" influence: predicted rise of S by the row, nats per token", style="dim")
+    yield ""
+    yield _modules(found)
+    yield text_of(f" safety gradient inside the task's {found['safety']['leading_eigenvectors']} leading directions: "
+                  f"{rows.percent(found['safety']['inside_share'])}% "
+                  f"(random {rows.percent(found['safety']['inside_share_random'])}%)", "dim")
+    yield ""
+    yield from _heat(found)
+
+
+def _rows(found: list[dict[str, Any]]) -> RenderableType:
+    table = table_of(["line", "influence", "loss", "tokens", "answer"])
+    for row in found:
+        table.add_row(str(row["line"]), rows.number_text(row["influence_nats_per_token"]),
+                      rows.number_text(row["loss_nats_per_token"]), str(row["answer_tokens"]),
+                      text_of(" ".join(row["text"].split())[:44]))
+    return table
+
+
+def _modules(found: dict[str, Any]) -> RenderableType:
+    table = table_of(["module", "safety gain", "task cost", "update"])
+    for module in found["modules"][:found["settings"].get("top", 20)]:
+        name = module["module"]
+        table.add_row(text_of(name if len(name) <= 40 else "..." + name[-37:]),
+                      rows.number_text(module["safety_gain_nats_per_token"]),
+                      rows.number_text(module["task_cost_nats_per_token"]), f"{rows.percent(module['update_share'])}%")
+    return table
+
+
+def _heat(found: dict[str, Any]) -> Iterator[Text]:
+    columns, layers = heat_strip(found)
+    yield Text(" safety gain by layer and module, darker is more", style="bold")
+    yield text_of(" layer " + " ".join(name[:6].ljust(6) for name in columns)[:72])
+    for layer, cells in layers:
+        blocks = " ".join(BLOCKS[step * (len(BLOCKS) - 1) // (SHADES - 1)] * 6 for _, step in cells)
+        yield text_of(f" {layer:>5} {blocks}"[:80])

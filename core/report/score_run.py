@@ -1,0 +1,127 @@
+"""The stages of `score`, in order, from settings to files."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..checkpoint.pair import open_pair
+from ..checkpoint.session import Session, open_session
+from ..config import Progress, ScoreConfig, no_progress
+from ..data.readers import read_records
+from ..data.selection import select
+from ..evaluation.preparation import Prepared
+from ..evaluation.scoring import prepare_score, score_examiner, score_modules, score_rows
+from ..evaluation.systems import Examiner
+from ..evaluation.training_rows import TrainingRows, training_rows
+from .clock import Clock
+from .journal import Journal, journal_folder
+from .score import rank, row_summary, row_warnings, score_document, score_lines
+from .score_files import check_clean, write_clean, write_score
+from .score_schema import validate
+from .staging import check_out, staged
+
+Json = dict[str, Any]
+
+
+def score(config: ScoreConfig, out: Path | None = None, *, clean: Path | None = None, resume: bool = False,
+          restart: bool = False, progress: Progress = no_progress) -> Json:
+    """Find which modules, and which training rows, cost the model its safety.
+
+    Args:
+        config: What to read and how.
+        out: The folder to write, whole or not at all; None writes nothing.
+        clean: Where the training file goes without the rows over the threshold, with the list of them beside it.
+        resume: Go on with the rows of an interrupted run that wrote to `out`.
+        restart: Throw them away.
+        progress: Told of every long stage.
+
+    Returns:
+        The document (the contract of `saferestore schema score`). Errors are raised.
+    """
+    if out is not None:
+        check_out(out, force=config.force)
+    check_clean(clean, config.train, force=config.force)
+    clock = Clock()
+    torch.manual_seed(config.seed)
+    with clock.stage("open"):
+        selection = select(config.as_restore())
+        result = read_records(config.train) if config.train is not None else None
+        pair = open_pair(config.base, config.tuned, offline=config.offline, rank=config.rank, force=config.force,
+                         progress=progress)
+        session = open_session(pair, dtype=config.dtype, device=config.device, device_map=config.device_map,
+                               max_memory=config.max_memory, load_in=config.load_in, seed=config.seed)
+        examiner = score_examiner(session, config, progress)
+        training = training_rows(result, examiner.chat, examiner.context) if result is not None else None
+    with clock.stage("prepare"):
+        prepared = prepare_score(session, examiner, selection, config)
+    with clock.stage("modules"):
+        modules = score_modules(prepared.problem, config)
+    rows = _rows(session, prepared, training, config, examiner, _Place(out, resume, restart), clock, progress)
+    warnings = [*pair.warnings, *selection.warnings, *prepared.warnings, *rows.warnings]
+    found = score_document(config, pair, selection, modules, rows.summary, warnings)
+    found["run"] = clock.run()
+    validate(found)
+    if out is not None:
+        with staged(out, force=config.force) as folder:
+            write_score(folder, found, rows.lines)
+    rows.finish(clean)
+    return found
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a run writes, and whether it goes on with an earlier one."""
+
+    out: Path | None
+    resume: bool
+    restart: bool
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """What rows add to the document, and what is left to do once OUT stands."""
+
+    summary: Json | None
+    lines: list[Json]
+    warnings: list[tuple[str, str]]
+    finish: Callable[[Path | None], None]
+
+
+def _rows(session: Session, prepared: Prepared, training: TrainingRows | None, config: ScoreConfig,
+          examiner: Examiner, place: _Place, clock: Clock, progress: Progress) -> _Rows:
+    """Score the rows of the training file, where there is one."""
+    if training is None:
+        return _Rows(None, [], [], lambda _: None)
+    folder = journal_folder(place.out) if place.out is not None else None
+    journal = Journal(folder, _deciding(config, session, training), resume=place.resume, restart=place.restart)
+    try:
+        with clock.stage("rows"):
+            scored = score_rows(session, prepared.problem.safety, training, config, pad_id=examiner.chat.pad_id,
+                                done=list(journal.entries), keep=journal.write, progress=progress)
+    finally:
+        journal.close()
+    ranked = rank(scored, config.remove)
+    lines = score_lines(training, scored, ranked, examiner.chat, config.redact)
+    summary = row_summary(config, training, scored, ranked, lines)
+
+    def finish(clean: Path | None) -> None:
+        if clean is not None:
+            write_clean(clean, str(config.train), training, scored, ranked)
+        journal.remove()
+
+    return _Rows(summary, lines, row_warnings(training, scored, summary), finish)
+
+
+def _deciding(config: ScoreConfig, session: Session, training: TrainingRows) -> Json:
+    """Return what two runs must share for one to go on with the rows of the other."""
+    free = {"top", "remove", "redact", "force", "offline"}
+    plain = {key: value for key, value in dataclasses.asdict(config).items() if key not in free}
+    return {"settings": plain, "train_sha256": training.result.sha256,
+            "weights_sha256": [dict(facts.weights_sha256) for facts in (session.pair.base_facts,
+                                                                        session.pair.tuned_facts)]}
