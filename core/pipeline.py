@@ -51,6 +51,7 @@ from .report.probe_files import write_probe
 from .report.probe_schema import validate as validate_probe
 from .report.results import gate_section, results, write_results
 from .report.samples_file import write_samples
+from .report.score_run import score  # noqa: F401 - its stages meet there; this module is its public place
 from .report.share import command_line, environment
 from .report.staging import check_out, staged
 from .report.verdicts import VERDICTS
