@@ -371,8 +371,8 @@ class ScoreConfig:
     task: tuple[str, ...] = ()
     benign: tuple[str, ...] = ()
     objective: str = "anchor"
-    way: str = "identity"
-    at: float = 0.5
+    way: str = "diagonal"
+    at: float = 0.2
     damping: float = 0.1
     max_drift: float = 0.01
     remove: str = "auto"
