@@ -1,0 +1,223 @@
+"""A whole score of a tiny pair: the document, every row's line, the clean file, the journal."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from saferestore.core.config import ScoreConfig
+from saferestore.core.errors import NumericalError, UsageError
+from saferestore.core.evaluation import scoring
+from saferestore.core.evaluation.scoring import ScoredRows
+from saferestore.core.influence.queries import Query
+from saferestore.core.influence.rows import Derivative
+from saferestore.core.pipeline import score
+from saferestore.core.report.score import rank
+from saferestore.core.report.score_files import heat_strip, shade
+from saferestore.core.report.score_schema import validate
+from talk import COMPLIANCE, refuses, save_pair, script
+
+Json = dict[str, Any]
+TRAIN = [{"prompt": f"question {n}", "answer": f"answer {n} " + "x" * (n % 4)} for n in range(11)]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("score")
+    save_pair(folder)
+    lines = [json.dumps(row) for row in TRAIN]
+    lines.insert(3, '{"prompt": "without an answer"}')
+    (folder / "train.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    for name in ("harmful", "benign"):
+        rows = [{"prompt": f"{name} {n}", "category": "ab"[n % 2]} for n in range(9)]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return folder
+
+
+def _config(files: Path, **changes: Any) -> ScoreConfig:
+    settings: Json = {"train": str(files / "train.jsonl"), "harmful": (str(files / "harmful.jsonl"),),
+                      "benign": (str(files / "benign.jsonl"),), "fit_rows": 4, "max_new_tokens": 30, "batch_size": 4,
+                      "curvature_rows": 6, "top": 3, "seed": 1}
+    return ScoreConfig(base=str(files / "base"), tuned=str(files / "tuned"), **(settings | changes))
+
+
+def _score(files: Path, out: Path | None = None, clean: Path | None = None, *, resume: bool = False,
+           restart: bool = False, **changes: Any) -> Json:
+    with script(base=refuses("harmful"), tuned=lambda _: COMPLIANCE):
+        return score(_config(files, **changes), out, clean=clean, resume=resume, restart=restart)
+
+
+@pytest.fixture(scope="module")
+def ran(files: Path) -> tuple[Json, Path]:
+    out = files / "out"
+    return _score(files, out, files / "clean.jsonl", remove="2", per_token=True, redact="none"), out
+
+
+def test_the_document_keeps_its_schema_and_counts_every_row(ran: tuple[Json, Path]) -> None:
+    found, out = ran
+    validate(found)
+    assert json.loads((out / "report.json").read_text()) == found
+    assert found["rows"]["scored"] == len(TRAIN)
+    assert found["rows"]["not_used"] == [{"line": 4, "reason": "no answer"}]
+    assert any(warning["code"] == "W_ROWS_NOT_USED" for warning in found["warnings"])
+
+
+def test_every_row_has_a_line_and_they_are_ranked(ran: tuple[Json, Path]) -> None:
+    found, out = ran
+    lines = [json.loads(line) for line in (out / "scores.jsonl").read_text().splitlines()]
+    values = [line["influence_nats_per_token"] for line in lines]
+    assert len(lines) == len(TRAIN) and values == sorted(values, reverse=True)
+    assert [line["rank"] for line in lines] == list(range(1, len(TRAIN) + 1))
+    assert found["rows"]["most_harmful"] == lines[:3] and found["rows"]["most_helpful"] == lines[:-4:-1]
+    for line in lines:
+        assert sum(line["token_influences_nats_per_token"]) == pytest.approx(line["influence_nats_per_token"])
+        assert "".join(line["tokens"]).startswith(line["text"])
+
+
+def test_the_clean_file_lacks_the_rows_found_and_the_list_has_them_with_a_reason(
+        ran: tuple[Json, Path], files: Path) -> None:
+    found, _ = ran
+    gone = {row["line"] for row in found["rows"]["most_harmful"][:found["rows"]["removed"]]}
+    lines = (files / "train.jsonl").read_text().splitlines()
+    kept = [line for number, line in enumerate(lines, start=1) if number not in gone]
+    assert (files / "clean.jsonl").read_text().splitlines() == kept
+    removed = [json.loads(line) for line in (files / "clean.jsonl.removed.jsonl").read_text().splitlines()]
+    assert {row["line"] for row in removed} == gone and all("raise S" in row["reason"] for row in removed)
+    assert [row["messages"][-1]["role"] for row in removed] == ["assistant"] * len(gone)
+
+
+def test_the_page_has_every_module_and_no_script(ran: tuple[Json, Path]) -> None:
+    found, out = ran
+    page = (out / "report.html").read_text()
+    assert all(module["module"] in page for module in found["modules"]) and "<script" not in page
+
+
+def test_the_same_seed_gives_the_same_bytes_and_texts_are_masked_unless_asked_for(files: Path, tmp_path: Path) -> None:
+    runs = [_score(files, tmp_path / name) for name in ("a", "b")]
+    for name in ("report.html", "scores.jsonl"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    first, second = ({key: value for key, value in run.items() if key != "run"} for run in runs)
+    assert first == second
+    assert "answer 3" not in (tmp_path / "a" / "scores.jsonl").read_text()
+
+
+@pytest.mark.parametrize("way", ["identity", "ekfac", "cg", "datainf"])
+def test_every_way_goes_from_settings_to_a_document(files: Path, way: str) -> None:
+    found = _score(files, way=way, at=1.0)
+    assert found["rows"]["way"] == way and len(found["rows"]["most_harmful"]) == 3
+
+
+def test_modules_are_scored_without_a_training_file(files: Path, tmp_path: Path) -> None:
+    found = _score(files, tmp_path / "out", train=None)
+    assert found["rows"] is None and found["modules"] and not (tmp_path / "out" / "scores.jsonl").exists()
+    whole = sum(module["safety_gain_nats_per_token"] for module in found["modules"])
+    for key in ("layers", "kinds"):
+        assert sum(row["safety_gain_nats_per_token"] for row in found[key]) == pytest.approx(whole)
+
+
+def test_an_interrupted_run_goes_on_with_the_rows_it_has(files: Path, tmp_path: Path,
+                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = _score(files, tmp_path / "whole")
+    monkeypatch.setattr(scoring, "CHUNK", 4)
+    chunk, done = scoring._chunk, []
+
+    def stop(live: Any, rows: Any, *rest: Any) -> Any:
+        if len(done) == 1:
+            raise KeyboardInterrupt
+        done.append(len(rows))
+        return chunk(live, rows, *rest)
+
+    monkeypatch.setattr(scoring, "_chunk", stop)
+    with pytest.raises(KeyboardInterrupt):
+        _score(files, tmp_path / "out")
+    monkeypatch.setattr(scoring, "_chunk",
+                        lambda live, rows, *rest: (done.append(len(rows)), chunk(live, rows, *rest))[1])
+    with pytest.raises(UsageError, match="interrupted"):
+        _score(files, tmp_path / "out")
+    found = _score(files, tmp_path / "out", resume=True)
+    assert done == [4, 4, 3] and not (tmp_path / "out.partial").exists()
+    ranked = [[row["line"] for row in each["rows"]["most_harmful"]] for each in (found, whole)]
+    assert ranked[0] == ranked[1]
+
+
+def test_a_row_whose_loss_is_not_finite_is_listed_and_not_ranked(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sums = scoring.row_sums
+
+    def broken(found: Any, rows: torch.Tensor) -> Any:
+        losses, derivatives, tokens = sums(found, rows)
+        losses[2] = float("nan")
+        return losses, derivatives, tokens
+
+    monkeypatch.setattr(scoring, "row_sums", broken)
+    found = _score(files)
+    assert found["rows"]["scored"] == len(TRAIN) - 1
+    assert {"line": 3, "reason": "the loss is not finite"} in found["rows"]["not_used"]
+
+
+def test_a_query_that_is_not_finite_is_refused(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(inputs: Any) -> Query:
+        return Query({name: t * float("inf") for name, t in inputs.gradient.items()}, None)
+
+    monkeypatch.setitem(scoring.QUERIES, "identity", broken)
+    with pytest.raises(NumericalError, match="--way identity"):
+        _score(files, way="identity")
+
+
+def test_a_safety_gradient_of_zero_leaves_nothing_to_attribute(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring, "norm", lambda _: 0.0)
+    with pytest.raises(UsageError, match="nothing to attribute"):
+        _score(files)
+
+
+def test_a_file_that_the_tuned_model_has_not_learnt_is_warned_of(files: Path) -> None:
+    found = _score(files)  # a random adapter learnt nothing
+    assert found["rows"]["tuned_loss_nats_per_token"] > 0.9 * found["rows"]["base_loss_nats_per_token"]
+    assert any(warning["code"] == "W_NOT_LEARNT" for warning in found["warnings"])
+
+
+def test_a_clean_file_that_could_not_be_written_is_refused_before_any_work(files: Path, tmp_path: Path) -> None:
+    (tmp_path / "there").touch()
+    cases = {"no training file": (tmp_path / "c", {"train": None}), "replace the training file": (
+        files / "train.jsonl", {"force": True}), "file exists": (tmp_path / "there", {}),
+        "no such folder": (tmp_path / "none" / "c", {})}
+    for what, (clean, changes) in cases.items():
+        with pytest.raises(UsageError, match=what):
+            _score(files, None, clean, **changes)
+
+
+def test_a_broken_document_is_not_written(ran: tuple[Json, Path]) -> None:
+    with pytest.raises(ValueError, match="schema"):
+        validate({**ran[0], "modules": None})
+
+
+def test_rows_are_ranked_by_influence_and_ties_by_their_place() -> None:
+    scored = ScoredRows(Query({}, None), Derivative(None, 0.0), {0: 1.0, 1: 3.0, 2: 1.0, 3: -2.0}, {}, 1.0, 2.0)
+    found = rank(scored, "1")
+    assert found.order == (1, 0, 2, 3) and found.removed == (1,) and found.threshold == 1.0
+
+
+def test_shades_of_the_heat_strip_rise_with_the_gain(ran: tuple[Json, Path]) -> None:
+    columns, layers = heat_strip(ran[0])
+    assert [layer for layer, _ in layers] == ["0", "1"] and all(len(cells) == len(columns) for _, cells in layers)
+    assert max(step for _, cells in layers for _, step in cells) == 8
+    assert [shade(gain, 2.0) for gain in (None, -1.0, 0.0, 1.0, 2.0)] == [0, 0, 0, 4, 8]
+
+
+@pytest.mark.parametrize(("changes", "what"), [
+    ({"at": -0.1}, "--at"), ({"at": 1.5}, "--at"), ({"way": "kfac"}, "--way kfac"), ({"damping": 0.0}, "--damping"),
+    ({"top": 0}, "--top"), ({"seed": -1}, "--seed"), ({"objective": "x"}, "--objective"),
+    ({"redact": "x"}, "--redact")])
+def test_settings_that_could_only_fail_later_are_refused(changes: Json, what: str) -> None:
+    with pytest.raises(UsageError, match=what):
+        ScoreConfig(base="b", tuned="t", **changes)
+
+
+def test_a_score_reads_the_rows_of_a_restoration() -> None:
+    config = ScoreConfig(base="b", tuned="t", task=("x",), fit_rows=7, seed=3)
+    shared = config.as_restore()
+    assert (shared.base, shared.task, shared.fit_rows, shared.seed) == ("b", ("x",), 7, 3)
+    assert dataclasses.asdict(config)["max_drift"] == shared.max_drift
