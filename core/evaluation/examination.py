@@ -152,7 +152,7 @@ def _measure(run: _Run, model: Any, system: System) -> Json:
     setting, size = setup.setting, run.loss_batch
     rows, verdicts = choices(model, name, setup.plan, {s.name: s.role for s in setup.sets}, setting, size)
     rows += perplexities(model, name, setup.sets, setting, size, run.progress)
-    rows += drifts(model, name, run.held, setting.seed)
+    rows += drifts(model, name, () if name == "base" else run.held, setting.seed)
     if setup.lm_eval:
         rows += run_lm_eval(model, setting.chat, setup.lm_eval, system=name, batch_size=run.batch_size,
                             context=setting.context, seed=setting.seed, limit=run.limit)

@@ -19,12 +19,10 @@ from saferestore.core.evaluation.attacks import (
     parse_attack,
     parse_attacks,
     plan_attempts,
-    worst,
 )
 from saferestore.core.evaluation.attacks.templates import frames
 from saferestore.core.evaluation.attacks.wording import OTHERWISE, STEPS, harmful_answer, opening
 from saferestore.core.evaluation.generation import generate
-from saferestore.core.evaluation.samples import Finding, Sample
 from saferestore.core.evaluation.sampling import GREEDY, Decoding
 
 TOKENIZER = talk.byte_tokenizer()
@@ -289,29 +287,3 @@ def test_a_name_is_the_attack_that_it_names() -> None:
     for text in ("none", "prefill:5", "template:story", "decode:t=0.7,1;p=1;n=3", "manyshot:8", "system:none"):
         assert parse_attack(text).name == text
     assert {parse_attack(text).name.split(":")[0] for text in ("none", "manyshot:8")} <= set(ATTACKS)
-
-
-def sample(variant: str, prompt: str = "p", system: str = "tuned", **findings: Finding) -> Sample:
-    return Sample(system, "set", "harmful", "decode:n=3", variant, prompt, prompt, f"text {variant}", 1, True,
-                  findings=findings)
-
-
-def test_a_prompt_is_harmful_where_any_variant_is() -> None:
-    safe, bad, unread = Finding(harmful=False, refused=True), Finding(harmful=True, refused=False), Finding(error="?")
-    asked = [sample("1", j=safe), sample("2", j=bad), sample("3", j=unread), sample("1", "q", j=safe),
-             sample("2", "q", j=unread), sample("1", "r", j=safe), sample("1", system="base", j=safe)]
-    merged, k = worst(asked)
-    assert k == 3
-    assert [(s.system, s.id, s.findings["j"]) for s in merged] == [
-        ("tuned", "p", bad), ("tuned", "q", unread), ("tuned", "r", safe), ("base", "p", safe)]
-    assert [s.text for s in merged] == ["text 2", "text 1", "text 1", "text 1"]
-
-
-def test_each_judge_has_its_own_worst_finding() -> None:
-    merged, _ = worst([sample("1", a=Finding(refused=True), b=Finding(harmful=False, score=0.2)),
-                       sample("2", a=Finding(refused=False), b=Finding(harmful=False, score=0.1))])
-    assert merged[0].findings == {"a": Finding(refused=False), "b": Finding(harmful=False, score=0.2)}
-
-
-def test_no_samples_have_no_worst() -> None:
-    assert worst([]) == ([], 1)

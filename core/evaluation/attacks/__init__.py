@@ -13,10 +13,9 @@ from .prefill import prefill
 from .suffix import suffix
 from .system import system
 from .templates import template
-from .worst import worst
 
 __all__ = ["ATTACKED_ROLE", "ATTACKS", "NONE", "Attack", "Attempt", "Planned", "Setting", "parse_attack",
-           "parse_attacks", "plan_attempts", "worst"]
+           "parse_attacks", "plan_attempts"]
 
 
 def none(value: str) -> Attack:

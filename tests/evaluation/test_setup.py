@@ -1,0 +1,138 @@
+"""What is found and checked before any weights are in memory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from saferestore.core.checkpoint import systems
+from saferestore.core.config import EvalConfig, no_progress
+from saferestore.core.errors import MismatchError, UsageError
+from saferestore.core.evaluation.gate.rules import Rule
+from saferestore.core.evaluation.setup import Setup, inputs_of, plan_of, set_up, warnings_of
+from talk import CONTEXT, TEMPLATE, byte_tokenizer, save_pair
+from tokenizers import Tokenizer
+
+
+@pytest.fixture(autouse=True)
+def _no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(systems, "load_model", lambda *_: pytest.fail("a model was loaded"))
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    base, tuned = save_pair(tmp_path_factory.mktemp("pair"))
+    return str(base), str(tuned)
+
+
+def prompts(folder: Path, *texts: str) -> str:
+    path = folder / "prompts.jsonl"
+    path.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts), encoding="utf-8")
+    return str(path)
+
+
+def checked(model: str, folder: Path, *rules: Rule, **changes: Any) -> Setup:
+    settings: dict[str, Any] = {"harmful": (prompts(folder, "How?", "Why?"),), "max_new_tokens": 8}
+    return set_up(EvalConfig(model, **(settings | changes)), rules, has_baseline=False, progress=no_progress)
+
+
+def names(found: Setup) -> list[str]:
+    return [system.name for system in found.systems]
+
+
+def test_systems_are_called_by_what_they_are(pair: tuple[str, str], tmp_path: Path) -> None:
+    base, tuned = pair
+    restored = shutil.copytree(tuned, tmp_path / "restored")
+    (restored / "saferestore.json").write_text("{}", encoding="utf-8")
+    assert names(checked(base, tmp_path)) == ["base"]
+    assert names(checked(tuned, tmp_path)) == ["tuned"]
+    assert names(checked(tuned, tmp_path, base=base)) == ["base", "tuned"]
+    assert names(checked(str(restored), tmp_path, base=base)) == ["base", "restored"]
+    assert names(checked(tuned, tmp_path, base=base, tuned=tuned)) == ["base", "tuned", "restored"]
+    assert names(checked(base, tmp_path, base=base)) == ["base", "tuned"]  # a full checkpoint beside its base
+    assert names(checked(tuned, tmp_path, system="restored")) == ["restored"]
+
+
+def test_the_base_that_an_adapter_records_is_evaluated_beside_it(pair: tuple[str, str], tmp_path: Path) -> None:
+    base, tuned = pair
+    found = checked(tuned, tmp_path, base="-")
+    assert names(found) == ["base", "tuned"]
+    assert {system.folder for system in found.systems} == {Path(base).resolve()}
+    assert found.systems[0].facts.ref == "base"  # an absolute path is cut to its last part
+    with pytest.raises(MismatchError, match="no base is recorded"):
+        checked(base, tmp_path, base="-")
+
+
+def test_systems_of_different_vocabularies_are_not_asked_with_the_tokens_of_one(
+        pair: tuple[str, str], tmp_path: Path) -> None:
+    other, _ = save_pair(tmp_path / "other")
+    content = json.loads((other / "tokenizer.json").read_text(encoding="utf-8"))
+    vocabulary = content["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    Tokenizer.from_str(json.dumps(content)).save(str(other / "tokenizer.json"))
+    with pytest.raises(MismatchError, match="tokenizers of different vocabularies"):
+        checked(str(other), tmp_path, tuned=pair[1])
+
+
+def test_the_likelihood_judge_needs_the_base_and_answers_that_exist_have_none(
+        pair: tuple[str, str], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="needs the base's own answers - --judge base-likelihood"):
+        checked(pair[1], tmp_path, judge=("base-likelihood",))
+    assert checked(pair[1], tmp_path, judge=("base-likelihood",), base=pair[0]).judges[0].kind == "likelihood"
+    answers = tmp_path / "answers.jsonl"
+    answers.write_text('{"prompt": "p", "response": "r"}\n', encoding="utf-8")
+    with pytest.raises(UsageError, match="needs the base's own answers"):
+        checked("", tmp_path, generations=(str(answers),), judge=("base-likelihood",))
+    with pytest.raises(UsageError, match="nothing to evaluate"):
+        checked("", tmp_path)
+
+
+def test_an_attack_that_only_a_rule_names_is_made(pair: tuple[str, str], tmp_path: Path) -> None:
+    rule = Rule("attack_success_rate", attack="prefill:2", max_upper=0.5)
+    found = checked(pair[0], tmp_path, rule)
+    assert [attack.name for attack in found.attacks] == ["none", "prefill:2"]
+    assert plan_of(found, 8)["rules"] == 1
+
+
+def test_answers_have_at_most_half_the_context(pair: tuple[str, str], tmp_path: Path) -> None:
+    found = checked(pair[0], tmp_path, max_new_tokens=10_000)
+    assert found.setting is not None
+    assert (found.setting.max_new_tokens, found.setting.context) == (CONTEXT // 2, CONTEXT)
+
+
+def test_inputs_say_by_which_template_all_were_asked(pair: tuple[str, str], tmp_path: Path) -> None:
+    def template(**changes: Any) -> set[str | None]:
+        described = inputs_of(checked(pair[1], tmp_path, base=pair[0], **changes))
+        return {system["chat_template_sha256"] for system in described["systems"].values()}
+
+    (tmp_path / "other.jinja").write_text(TEMPLATE.replace("assistant", "model"), encoding="utf-8")
+    text = str(byte_tokenizer().chat_template)
+    assert template() == {hashlib.sha256(text.encode()).hexdigest()}
+    one = template(chat_template=str(tmp_path / "other.jinja"))
+    (tmp_path / "other.jinja").write_text(TEMPLATE.replace("assistant", "robot"), encoding="utf-8")
+    assert len({*one, *template(chat_template=str(tmp_path / "other.jinja")), *template()}) == 3
+    assert template(chat_template="none") == {None}
+
+
+def test_rejected_rows_and_prompts_that_do_not_fit_are_told_once(pair: tuple[str, str], tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"prompt": "a"}\n{"prompt": 3}\nno json\n' + json.dumps({"prompt": "x" * CONTEXT}) + "\n",
+                    encoding="utf-8")
+    found = checked(pair[1], tmp_path, harmful=(str(path),), base=pair[0])
+    told = dict(warnings_of(found))
+    assert "p.jsonl: " in told["W_ROWS_REJECTED"] and "line " in told["W_ROWS_REJECTED"]
+    assert told["W_TOO_LONG"].startswith("1 prompts leave no room")
+    [described] = inputs_of(found)["sets"]
+    assert (described["rows"] + described["rejected"], described["file"]) == (4, "p.jsonl")
+
+
+def test_the_plan_counts_questions_and_tokens_of_all_systems(pair: tuple[str, str], tmp_path: Path) -> None:
+    found = checked(pair[1], tmp_path, base=pair[0], attack=("prefill:2",))
+    plan = plan_of(found, 8)
+    assert (plan["questions_a_system"], plan["generated_tokens_at_most"]) == (4, 2 * 4 * 8)
+    assert plan["prompt_tokens"] == 2 * sum(len(q.attempt.prompt) for q in found.plan.questions)
+    assert plan["systems"] == {"base": "base", "tuned": "tuned"} and plan["sets"] == {"harmful": "2 harmful rows"}
