@@ -44,14 +44,15 @@ TASK_ROWS = 900
 POINTS = (1.0, 0.5, 0.2)
 PAGE = """# Training rows that cost safety, found by their influence
 
-`python docs/benchmarks/rows.py --pairs FOLDER` fine-tunes the sample's base (LoRA, r = 8, all linear modules, 5 epochs)
-on 900 rows of a task with a share of planted harmful rows (placeholder compliance with harmful requests), and scores
-every row. Tasks: `desk`, sorting of messages, whose rows are short and alike, so that length alone tells them from
-harmful rows; `advice`, answers to benign look-alikes in the same wordings and of the same length as the harmful rows. `at` is
-where rows are scored between base (0) and tuned model (1). lambda is {damping} of the mean diagonal of F; F from 256
-rows. `cosine`, `loss`, `length` and `random` are rivals without a query; `loss` is taken at the same point. AUC with
-its 95% bootstrap interval over rows of all cells of a line (mean over cells), precision at k = number of planted rows
-with Wilson's. The damping and the point were chosen on a pair of seed 0, which is in none of the numbers.
+`python docs/benchmarks/rows.py --pairs FOLDER` fine-tunes the sample's base (LoRA, r = 8, all linear modules, 5
+epochs) on 900 rows of a task with a share of planted harmful rows (placeholder compliance with harmful requests), and
+scores every row. Tasks: `desk`, sorting of messages, whose rows are short and alike, so that length alone tells them
+from harmful rows; `advice`, answers to benign look-alikes in the same wordings and of the same length as the harmful
+rows. `at` is where rows are scored between base (0) and tuned model (1). lambda is {damping} of the mean diagonal of
+F; F from 256 rows. `cosine`, `loss`, `length` and `random` are rivals without a query; `loss` is taken at the same
+point. AUC with its 95% bootstrap interval over rows of all cells of a line (mean over cells), precision at k = number
+of planted rows with Wilson's. The damping and the point were chosen on a pair of seed 0, which is in none of the
+numbers.
 Code at commit {commit}, torch {torch}. Single results: `rows.jsonl`.
 
 Cells done: {cells} of 18 (3 seeds x 2 tasks x 3 shares).

@@ -14,7 +14,8 @@ from saferestore.core.evaluation.training_rows import evenly, training_rows
 from ..talk import TEMPLATE, byte_tokenizer
 
 LINES = ['{"prompt": "a", "answer": "one"}', "not json", '{"prompt": "no answer"}', "",
-         '{"prompt": "b", "answer": "a much longer answer than fits into the context"}', '{"prompt": "c", "answer": "x"}']
+         '{"prompt": "b", "answer": "a much longer answer than fits into the context"}',
+         '{"prompt": "c", "answer": "x"}']
 
 
 def _file(tmp_path: Path, lines: list[str]) -> Path:
