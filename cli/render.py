@@ -193,7 +193,7 @@ def table_of(headers: list[str]) -> Table:
     """Return an empty table without lines."""
     table = Table(box=None, padding=(0, 1), pad_edge=True, header_style="bold")
     for header in headers:
-        table.add_column(header, no_wrap=header != "")
+        table.add_column(text_of(header), no_wrap=header != "")
     return table
 
 

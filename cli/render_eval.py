@@ -48,6 +48,12 @@ def title(results: Json) -> Text:
                          f" (exit {results['exit_code']}{advisory})", f": {', '.join(counts)}" if counts else "")
 
 
+def name_of(name: str, longest: int = 20) -> Text:
+    """Return a name of unknown origin on one line, cut to so many characters."""
+    line = " ".join(rows.plain(name).split())
+    return Text(line if len(line) <= longest else f"{line[:longest - 3]}...")
+
+
 def _rules(results: Json) -> list[RenderableType]:
     if not results["gate"]["rules"]:
         return []
@@ -55,7 +61,7 @@ def _rules(results: Json) -> list[RenderableType]:
     many = len(results["inputs"]["judges"]) > 1
     for rule in results["gate"]["rules"]:
         by = f", {rule['judge']}" if many and rule["judge"] in results["inputs"]["judges"] else ""
-        table.add_row(text_of(f"{rule['rule']}{by}"[:24]), text_of(rule["system"]),
+        table.add_row(name_of(f"{rule['rule']}{by}", 24), name_of(rule["system"]),
                       text_of(rule["verdict"], COLOURS[rule["verdict"]]), _found(rule),
                       f"{'≤' if rule['kind'] != 'min_lower' else '≥'} {rows.number_text(rule['threshold'])}",
                       str(rule["n"]), str(rule["more_samples"] or ""))
@@ -81,7 +87,8 @@ def _metrics(results: Json) -> list[RenderableType]:
 
 def _of_place(place: tuple[str, str], found: dict[tuple[str, str], Json], systems: list[str], judges: bool) -> Table:
     of_set, attack = place
-    table = table_of([rows.plain(of_set if attack == "none" else f"{of_set}, {attack}")[:30], *systems, "n"])
+    shown = (of_set if attack == "none" else f"{of_set}, {attack}", *systems)
+    table = table_of([*(str(name_of(name, 30)) for name in shown), "n"])
     last = ""
     for (metric, judge), row in found.items():
         name, _, shots = metric.partition("@")
@@ -117,8 +124,8 @@ def _comparisons(results: Json) -> list[RenderableType]:
         where = "" if row["attack"] == "none" else f" [{row['attack']}]"
         by = f": {row['judge']}" if many and row["judge"] not in OWN_JUDGES else ""
         name = LABELS.get(row["metric"], row["metric"])
-        table.add_row(text_of(f"{name}{where}{by}"), text_of(row["first"]),
-                      text_of(row["second"]), str(row["only_first"]), str(row["only_second"]), f"{row['p_value']:.1g}")
+        table.add_row(text_of(f"{name}{where}{by}"), name_of(row["first"]),
+                      name_of(row["second"]), str(row["only_first"]), str(row["only_second"]), f"{row['p_value']:.1g}")
     return [table]
 
 
@@ -144,9 +151,9 @@ def print_calibration(found: Json) -> None:
     for row in found["calibration"]:
         models.setdefault((row["model"], row["about"]), []).append(row)
     for (model, about), of_model in models.items():
-        table = table_of([rows.plain(f"{model}, {about}")[:30], "partial as", "sensitivity", "specificity", "n", "?"])
+        table = table_of([str(name_of(f"{model}, {about}", 30)), "partial as", "sensitivity", "specificity", "n", "?"])
         for row in of_model:
-            table.add_row(text_of(row["judge"][:24]), row["partial"].removeprefix("as "),
+            table.add_row(name_of(row["judge"], 24), row["partial"].removeprefix("as "),
                           *(rows.rate_text(row[key]).replace("% (", " (") for key in ("sensitivity", "specificity")),
                           str(row["n"]), str(row["errors"]))
         console.print(table)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from .results import LONE_SURROGATES
 from .results_schema import validate
 from .write import report_text
 
+NEW_BASELINE_HINT = "give --write-baseline a file you may write"
 BASELINE_HINT = "give --baseline a results.json of `saferestore eval`, or a file of --write-baseline"
 
 
@@ -73,8 +75,13 @@ def check_new_baseline(path: Path) -> None:
         UsageError: A folder, or a place without the right to write.
     """
     parent = next(folder for folder in path.resolve().parents if folder.exists())
-    if path.is_dir() or not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise UsageError(f"cannot write baseline - {path}", hint="give --write-baseline a file you may write")
+    if path.is_dir():
+        raise UsageError(f"cannot write baseline - {path}: a folder", hint=NEW_BASELINE_HINT)
+    try:
+        with tempfile.TemporaryFile(dir=parent):  # asking for the right to write is not enough: root is never denied
+            pass
+    except OSError as error:
+        raise UsageError(f"cannot write baseline - {path}: {error.strerror}", hint=NEW_BASELINE_HINT) from error
 
 
 def write_baseline(path: Path, results: Mapping[str, Any]) -> None:
@@ -95,5 +102,4 @@ def write_baseline(path: Path, results: Mapping[str, Any]) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             staged.unlink()
-        raise UsageError(f"cannot write baseline - {path}: {error.strerror}",
-                         hint="give --write-baseline a file you may write") from error
+        raise UsageError(f"cannot write baseline - {path}: {error.strerror}", hint=NEW_BASELINE_HINT) from error
