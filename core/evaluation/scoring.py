@@ -13,14 +13,14 @@ import torch
 from ..checkpoint.session import LiveModel, Session
 from ..config import Progress, ScoreConfig
 from ..curvature.fisher import fisher
-from ..data.batches import Row, make_batches
+from ..data.batches import Batch, Row, make_batches
 from ..data.chat import chat_format
 from ..data.selection import Selection
 from ..errors import NumericalError, UsageError
 from ..influence.modules import LEADING, ModuleInfluence, inside_share, own_steps
 from ..influence.queries import QUERIES, Query, QueryInputs
 from ..influence.rows import Derivative, choose_derivative, row_sums
-from ..losses import Loss, cross_entropy, gradient, total
+from ..losses import Loss, cross_entropy, gradient, row_losses, total
 from ..params import axpy, is_finite, norm, size
 from ..restoration.modules import changes, module_of
 from ..restoration.trust_region import Problem, Settings
@@ -65,7 +65,7 @@ class ScoredRows:
         derivative: How.
         influences: Row -> I(z)/N, nats per token: the predicted rise of S by training on it.
         entries: Row -> what was measured of it.
-        tuned_loss: Of the tuned model on some rows, nats per token.
+        tuned_loss: Of the tuned model on some rows, nats per token; None where it is finite on none.
         base_loss: Of the base on the same.
     """
 
@@ -73,8 +73,8 @@ class ScoredRows:
     derivative: Derivative
     influences: Mapping[int, float]
     entries: Mapping[int, Json]
-    tuned_loss: float
-    base_loss: float
+    tuned_loss: float | None
+    base_loss: float | None
 
 
 def score_examiner(session: Session, config: ScoreConfig, progress: Progress) -> Examiner:
@@ -147,9 +147,9 @@ def score_rows(session: Session, safety: Sequence[Loss], training: TrainingRows,
         The scores.
     """
     sample = make_batches(evenly(training.rows, LEARNT_ON), batch_size=config.batch_size, pad_id=pad_id)
-    tuned_loss = cross_entropy("rows", sample).value(session.adapter().model)
+    tuned_loss = _mean_loss(session.adapter().model, sample)
     with session.base() as model:
-        base_loss = cross_entropy("rows", sample).value(model)
+        base_loss = _mean_loss(model, sample)
     session.adapter()
     with session.blend(1 - config.at) as live:
         query = make_query(live, safety, training, config, pad_id)
@@ -182,9 +182,15 @@ def make_query(live: LiveModel, safety: Sequence[Loss], training: TrainingRows, 
         The query.
 
     Raises:
-        NumericalError: It is not finite.
+        NumericalError: It is not finite, or no row of the sample has a finite loss.
     """
-    batches = make_batches(evenly(training.rows, config.curvature_rows), batch_size=config.batch_size, pad_id=pad_id)
+    rows = evenly(training.rows, config.curvature_rows)
+    sums, _ = row_losses(live.model, make_batches(rows, batch_size=config.batch_size, pad_id=pad_id))
+    # The others are listed when they are scored.
+    finite = [row for row in rows if math.isfinite(float(sums[row.index]))]
+    if not finite:
+        raise NumericalError("no training row has a finite loss - --train", hint="use --dtype float32")
+    batches = make_batches(evenly(finite, len(finite)), batch_size=config.batch_size, pad_id=pad_id)
     _, g = gradient(live, total("S", safety))
     query = QUERIES[config.way](QueryInputs(live, g, cross_entropy("training", batches), config.damping, config.seed,
                                             config.low_memory))
@@ -192,6 +198,13 @@ def make_query(live: LiveModel, safety: Sequence[Loss], training: TrainingRows, 
         raise NumericalError(f"the query is not finite - --way {config.way}",
                              hint="use --dtype float32, a larger --damping, or --way identity")
     return query
+
+
+def _mean_loss(model: Any, batches: Sequence[Batch]) -> float | None:
+    """Return the mean loss over rows where it is finite, nats per token; None where it is so for none."""
+    sums, tokens = row_losses(model, batches)
+    finite = torch.isfinite(sums)
+    return float(sums[finite].sum() / tokens[finite].sum()) if bool(finite.any()) else None
 
 
 def _chunk(live: LiveModel, rows: Sequence[Row], query: Query, derivative: Derivative, config: ScoreConfig,

@@ -132,12 +132,17 @@ def row_summary(config: ScoreConfig, training: TrainingRows, scored: ScoredRows,
         "derivative": {"by": "forward mode" if how.length is None else "difference", "length": how.length,
                        "relative_error": how.relative_error,
                        **({"length_reason": "forward mode has none"} if how.length is None else {})},
-        "tuned_loss_nats_per_token": scored.tuned_loss, "base_loss_nats_per_token": scored.base_loss,
-        "threshold_nats_per_token": ranked.threshold, "removed": len(ranked.removed),
+        **_learnt(scored), "threshold_nats_per_token": ranked.threshold, "removed": len(ranked.removed),
         "most_harmful": list(lines[:config.top]), "most_helpful": list(reversed(lines[-config.top:])),
         "not_used": [{"line": line, "reason": reason} for line, reason in sorted([*training.not_used, *bad])],
         "truncated_lines": list(training.truncated),
     }
+
+
+def _learnt(scored: ScoredRows) -> Json:
+    """Return the losses of both models on some rows, with the reason for a null."""
+    found: Json = {"tuned_loss_nats_per_token": scored.tuned_loss, "base_loss_nats_per_token": scored.base_loss}
+    return {**found, **{f"{key}_reason": "not finite" for key, value in found.items() if value is None}}
 
 
 def row_warnings(training: TrainingRows, scored: ScoredRows, summary: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -150,7 +155,8 @@ def row_warnings(training: TrainingRows, scored: ScoredRows, summary: Mapping[st
     if training.truncated:
         found.append(("W_ROWS_TRUNCATED", f"{training.result.name}: {len(training.truncated)} rows exceed the context "
                       f"and are cut, the first in line {training.truncated[0]}"))
-    if scored.tuned_loss > NOT_LEARNT * scored.base_loss:
-        found.append(("W_NOT_LEARNT", f"{training.result.name}: the tuned model's loss {scored.tuned_loss:.3g} is "
-                      f"hardly below the base's {scored.base_loss:.3g}: another file, or another --chat-template?"))
+    tuned, base = scored.tuned_loss, scored.base_loss
+    if tuned is not None and base is not None and tuned > NOT_LEARNT * base:
+        found.append(("W_NOT_LEARNT", f"{training.result.name}: the tuned model's loss {tuned:.3g} is hardly below "
+                      f"the base's {base:.3g}: another file, or another --chat-template?"))
     return found

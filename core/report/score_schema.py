@@ -42,7 +42,8 @@ ROWS = closed({
                          optional={"length_reason": TEXT}),
     "tuned_loss_nats_per_token": NUMBER, "base_loss_nats_per_token": NUMBER, "threshold_nats_per_token": NUMBER,
     "removed": COUNT, "most_harmful": rows(ROW), "most_helpful": rows(ROW), "not_used": rows(closed(LINE)),
-    "truncated_lines": rows(COUNT)})
+    "truncated_lines": rows(COUNT)},
+    optional={"tuned_loss_nats_per_token_reason": TEXT, "base_loss_nats_per_token_reason": TEXT})
 
 PROPERTIES: Json = {
     "schema_version": {"const": SCHEMA_VERSION},

@@ -16,7 +16,7 @@ from saferestore.core.evaluation.scoring import ScoredRows
 from saferestore.core.influence.queries import Query
 from saferestore.core.influence.rows import Derivative
 from saferestore.core.pipeline import score
-from saferestore.core.report.score import rank
+from saferestore.core.report.score import _learnt, rank
 from saferestore.core.report.score_files import heat_strip, shade
 from saferestore.core.report.score_schema import validate
 from talk import COMPLIANCE, refuses, save_pair, script
@@ -156,6 +156,35 @@ def test_a_row_whose_loss_is_not_finite_is_listed_and_not_ranked(files: Path, mo
     found = _score(files)
     assert found["rows"]["scored"] == len(TRAIN) - 1
     assert {"line": 3, "reason": "the loss is not finite"} in found["rows"]["not_used"]
+
+
+def test_rows_whose_loss_is_not_finite_are_left_out_of_curvature_and_of_the_comparison_of_losses(
+        files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    losses, seen = scoring.row_losses, []
+
+    def broken(model: Any, batches: Any) -> Any:
+        sums, tokens = losses(model, batches)
+        sums[1] = float("inf")
+        return sums, tokens
+
+    def diagonal(inputs: Any) -> Query:
+        seen.append(sum(len(batch.rows) for batch in inputs.training.batches))
+        return Query(inputs.gradient, 1.0)
+
+    monkeypatch.setattr(scoring, "row_losses", broken)
+    monkeypatch.setitem(scoring.QUERIES, "diagonal", diagonal)
+    found = _score(files, curvature_rows=6)
+    assert seen == [5] and 0 < found["rows"]["tuned_loss_nats_per_token"] < float("inf")
+
+
+def test_a_file_without_a_finite_loss_is_refused_and_its_losses_are_null(files: Path,
+                                                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = scoring.row_losses
+    monkeypatch.setattr(scoring, "row_losses", lambda *given: (losses(*given)[0] * float("nan"), losses(*given)[1]))
+    with pytest.raises(NumericalError, match="finite loss"):
+        _score(files)
+    scored = ScoredRows(Query({}, None), Derivative(None, 0.0), {}, {}, None, None)
+    assert _learnt(scored)["tuned_loss_nats_per_token_reason"] == "not finite"
 
 
 def test_a_query_that_is_not_finite_is_refused(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
