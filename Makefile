@@ -22,8 +22,8 @@ lint: $(READY) ## ruff
 types: $(READY) ## pyright
 	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
 
-unit: $(READY) ## pytest
-	$(VENV)/bin/pytest
+unit: $(READY) ## pytest, a process a core
+	$(VENV)/bin/pytest -n auto
 
 venv: $(READY) ## the virtual environment only
 

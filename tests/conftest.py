@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 ROOT = Path(__file__).parents[1]
 DEMO = ("restore", "sample_data/base", "sample_data/tuned", "--task", "sample_data/records/task.jsonl", "-o", "out")
@@ -17,6 +19,15 @@ DEMO = ("restore", "sample_data/base", "sample_data/tuned", "--task", "sample_da
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):  # as many processes as cores: a thread each
+    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // workers))
+
+SLOW = ("test_docs_commands", "test_pipeline_eval", "cli/test_eval", "cli/test_score", "test_demo")
+"""Files of long tests, begun first so that no worker is left with one at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: not any(name in item.nodeid for name in SLOW))  # stable: files keep their order
 
 
 @pytest.fixture(autouse=True)
@@ -46,8 +57,14 @@ def run_cli(*arguments: str, cwd: Path) -> Finished:
 
 
 @pytest.fixture(scope="session")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+def demo(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Finished:
     """The restoration of the sample model, run once for all tests that look at what it leaves."""
-    folder = tmp_path_factory.mktemp("demo")
-    (folder / "sample_data").symlink_to(ROOT / "sample_data")
-    return run_cli(*DEMO, cwd=folder)
+    shared = tmp_path_factory.getbasetemp() if worker_id == "master" else tmp_path_factory.getbasetemp().parent
+    folder, told = shared / "demo", shared / "demo.json"
+    with FileLock(shared / "demo.lock"):
+        if not told.exists():
+            folder.mkdir()
+            (folder / "sample_data").symlink_to(ROOT / "sample_data")
+            told.write_text(json.dumps(asdict(run_cli(*DEMO, cwd=folder)), default=str), encoding="utf-8")
+    found = json.loads(told.read_text(encoding="utf-8"))
+    return Finished(**{**found, "folder": Path(found["folder"])})

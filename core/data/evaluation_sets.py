@@ -69,7 +69,7 @@ def read_sets(config: EvalConfig) -> tuple[EvaluationSet, ...]:
     """
     given = [(flag, spec) for flag in (*FLAGS, "set") for spec in getattr(config, flag)]
     found = [each for flag, spec in given or list(BUILTIN.items())
-             for each in _read(flag, spec if given else BUILTIN[flag], len(getattr(config, flag)) > 1)]
+             for each in _read(flag, spec if given else BUILTIN[flag], len(getattr(config, flag)) > 1, config.offline)]
     twice = next((name for name, count in Counter(each.name for each in found).items() if count > 1), None)
     if twice is not None:
         raise UsageError(f"two sets of one name - {twice}", hint=f"name one of them: NAME=FILE, such as {twice}-2=FILE")
@@ -78,12 +78,12 @@ def read_sets(config: EvalConfig) -> tuple[EvaluationSet, ...]:
     return tuple(_limited(each, config) for each in found)
 
 
-def _read(flag: str, spec: str, many: bool) -> Iterator[EvaluationSet]:
+def _read(flag: str, spec: str, many: bool, offline: bool) -> Iterator[EvaluationSet]:
     match = None if Path(spec).exists() else _NAMED.fullmatch(spec)
     name, file = match.groups() if match else (None, spec)
     if flag == "set" and name is None:
         raise UsageError(f"a set without a name - --set {spec}", hint=f"write --set NAME={spec}")
-    result = read_records(file)
+    result = read_records(file, offline=offline)
     name = name or (Path(result.name).stem if many else flag)
     if flag != "set":
         yield _set(name, flag, result.records, result)

@@ -1,4 +1,4 @@
-"""Read prompts, `FILE[:FORMAT]` or `builtin:NAME`, into records, counting every row that is not used."""
+"""Read prompts, `FILE[:FORMAT]`, `ID[SPLIT]@REVISION` or `builtin:NAME`, into records, counting rows not used."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from ..errors import UsageError
 from .builtin import builtin_bytes
 from .containers import Numbered, decode, plain_lines, raw_rows
 from .formats import FORMATS, KNOWN_COLUMNS, detect
+from .hub import as_json_lines, hub_set
 from .records import Record, Skipped
 
 BUILTIN = "builtin:"
@@ -41,20 +42,21 @@ class ReadResult:
     places: tuple[tuple[int, int], ...] = ()
 
 
-def read_records(spec: str) -> ReadResult:
-    """Read `FILE[:FORMAT]` or `builtin:harmful|benign|general`.
+def read_records(spec: str, *, offline: bool = False) -> ReadResult:
+    """Read `FILE[:FORMAT]`, `builtin:harmful|benign|general`, or `ID[SPLIT]@REVISION[:FORMAT]` from the hub.
 
-    A file that exists under the whole spec wins over a format suffix. Without a format it is detected from
-    the columns; CSV without a header is a prompt a row, plain text a prompt a line. A file that is missing,
-    empty, not UTF-8, of columns of no known format or without a usable row is a UsageError.
+    A file that exists under the whole spec wins over a format suffix, and any file over the hub. Without a format it
+    is detected from the columns; CSV without a header is a prompt a row, plain text a prompt a line. A file that is
+    missing, empty, not UTF-8, of columns of no known format or without a usable row is a UsageError.
 
     Args:
         spec: What to read.
+        offline: Take a data set of the hub from the cache only.
 
     Returns:
         At least one record, and the rows that were not used.
     """
-    content, shown, name, wanted = _load(spec)
+    content, shown, name, wanted = _load(spec, offline)
     text = decode(content, shown)
     suffix = Path(name).suffix.lower()
     rows = list(plain_lines(text)) if wanted == "text" else raw_rows(text, shown, suffix, KNOWN_COLUMNS)
@@ -67,10 +69,12 @@ def file_of(spec: str) -> Path:
     return _path_and_format(spec)[0]
 
 
-def _load(spec: str) -> tuple[bytes, str, str, str | None]:
+def _load(spec: str, offline: bool) -> tuple[bytes, str, str, str | None]:
     if spec.startswith(BUILTIN):
         return builtin_bytes(spec.removeprefix(BUILTIN)), spec, spec, "prompt"
     path, wanted = _path_and_format(spec)
+    if not path.exists() and (found := hub_set(str(path))) is not None:
+        return as_json_lines(found, offline=offline), str(path), str(path), wanted
     try:
         return path.read_bytes(), str(path), path.name, wanted
     except OSError as error:
@@ -84,7 +88,7 @@ def _path_and_format(spec: str) -> tuple[Path, str | None]:
         return Path(spec), None
     if tail in FORMATS:
         return Path(head), tail
-    if Path(head).exists():
+    if Path(head).exists() or hub_set(head) is not None:
         raise UsageError(f"unknown format `{tail}` - {spec}", hint=nearest(tail, FORMATS))
     return Path(spec), None
 

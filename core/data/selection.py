@@ -16,6 +16,10 @@ from .split import Split, split
 Warnings = tuple[tuple[str, str], ...]
 """(code, message) pairs for the report."""
 
+DEFAULTS = {"harmful": ("builtin:harmful",), "safe": (), "benign": ("builtin:benign",), "task": (),
+            "general": ("builtin:general",), "untouched": ()}
+"""Set -> what stands for it where the user gives no file; `general` is never given."""
+
 
 @dataclass(frozen=True)
 class Source:
@@ -69,8 +73,10 @@ def sample(records: Sequence[Record], count: int, seed: int) -> tuple[Record, ..
     return tuple(record for record in records if id(record) in chosen)
 
 
-def _read(files: Sequence[str], builtin: str | None) -> list[ReadResult]:
-    return [read_records(name) for name in (files or ([builtin] if builtin else []))]
+def _read(config: RestoreConfig) -> dict[str, list[ReadResult]]:
+    """Read the files of every set, or the built-in one where a set has one."""
+    return {name: [read_records(spec, offline=config.offline) for spec in getattr(config, name, ()) or default]
+            for name, default in DEFAULTS.items()}
 
 
 def _records(results: Sequence[ReadResult]) -> list[Record]:
@@ -93,9 +99,7 @@ def select(config: RestoreConfig) -> Selection:
     Raises:
         UsageError: A task row without an answer, or a set with no usable row (see `read_records`, `split`).
     """
-    read = {"harmful": _read(config.harmful, "builtin:harmful"), "safe": _read(config.safe, None),
-            "benign": _read(config.benign, "builtin:benign"), "task": _read(config.task, None),
-            "general": _read((), "builtin:general"), "untouched": _read(config.untouched, None)}
+    read = _read(config)
     rows = {name: _records(results) for name, results in read.items()}
     _need_answers(rows, ("safe", "task", "untouched"))
     safe_answers = {record.prompt: record.answer or "" for record in rows["safe"]}

@@ -1,12 +1,18 @@
-"""Rates and means with their 95% intervals, and the paired test of two systems; all by scipy."""
+"""Rates and means with their 95% intervals, and the paired test of two systems; by scipy.
+
+Prompts that are variants of one another are not independent. Their interval is that of fewer prompts: n by the design
+effect, the variance of the mean over clusters by that of as many independent prompts (Kish 1965; Wilson's interval
+with the effective n, Korn and Graubard, Survey Methodology 24, 1998).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
 
 from ..errors import UsageError
 
@@ -31,12 +37,13 @@ class Mean:
     ci_high: float | None
 
 
-def wilson(hits: int, n: int) -> Rate:
+def wilson(hits: int, n: int, *, design_effect: float = 1.0) -> Rate:
     """Return the rate hits/n with its Wilson score interval (Wilson 1927), which has width even at 0 and 1.
 
     Args:
         hits: Samples that count.
         n: Samples.
+        design_effect: At least 1; the interval is that of n by it. See `design_effect`.
 
     Returns:
         The rate.
@@ -48,8 +55,40 @@ def wilson(hits: int, n: int) -> Rate:
         raise UsageError("no samples - a rate needs at least one", hint="give a set with at least one row")
     if not 0 <= hits <= n:
         raise UsageError(f"impossible count - {hits} of {n}", hint="count every sample once")
+    if design_effect > 1:
+        return Rate(hits / n, n, *_score_interval(hits / n, n / design_effect))
     interval = stats.binomtest(hits, n).proportion_ci(confidence_level=0.95, method="wilson")
     return Rate(hits / n, n, float(interval.low), float(interval.high))
+
+
+def _score_interval(rate: float, n: float) -> tuple[float, float]:
+    """Return Wilson's interval for an n that is no whole number, which scipy does not take."""
+    z2 = float(special.ndtri(0.975)) ** 2
+    centre, half = rate + z2 / (2 * n), math.sqrt(z2 * (rate * (1 - rate) + z2 / (4 * n)) / n)
+    return max(0.0, (centre - half) / (1 + z2 / n)), min(1.0, (centre + half) / (1 + z2 / n))
+
+
+def design_effect(values: Sequence[float], clusters: Sequence[Hashable]) -> float:
+    """Return by how much clusters inflate the variance of a mean, at least 1.
+
+    Args:
+        values: A number a sample.
+        clusters: The cluster of each.
+
+    Returns:
+        The variance of the mean between clusters (ultimate cluster estimator, Hansen, Hurwitz and Madow 1953) by that
+        of independent samples; 1 for clusters of one sample, for equal values and for fewer than two clusters, where
+        nothing can be told.
+    """
+    data = np.asarray(values, dtype=np.float64)
+    sums: dict[Hashable, float] = {}
+    for value, cluster in zip(data - data.mean() if len(data) else data, clusters, strict=True):
+        sums[cluster] = sums.get(cluster, 0.0) + float(value)
+    n, count = len(data), len(sums)
+    if count < 2 or count == n or np.ptp(data) == 0:
+        return 1.0
+    between = count / (count - 1) * sum(total * total for total in sums.values()) / n**2
+    return max(1.0, between / (float(data.var(ddof=1)) / n))
 
 
 def mcnemar_exact(only_first: int, only_second: int) -> float:

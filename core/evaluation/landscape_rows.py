@@ -45,7 +45,8 @@ def read_sets(config: CompareConfig) -> ComparedSets:
     Returns:
         The sets. `UsageError` says which file has no usable row, or which set is too small.
     """
-    read = {name: tuple(map(read_records, getattr(config, name) or (builtin,))) for name, builtin in BUILTIN.items()}
+    read = {name: tuple(read_records(spec, offline=config.offline) for spec in getattr(config, name) or (builtin,))
+            for name, builtin in BUILTIN.items()}
     records = {name: sample([r for result in results for r in result.records], config.rows, config.seed)
                for name, results in read.items()}
     need_rows({name: len(found) for name, found in records.items()})

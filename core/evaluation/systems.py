@@ -11,7 +11,7 @@ from ..data.batches import Batch, Row, make_batches, truncate
 from ..data.chat import ChatFormat
 from ..data.records import Record
 from .generation import Generation, generate
-from .intervals import wilson
+from .intervals import design_effect, wilson
 from .judges import Verdict, judge
 from .tasks import task_correct
 
@@ -76,9 +76,16 @@ class Examiner:
         return self.chat.answer_ids(answer.record, answer.text)
 
 
-def rate(hits: Sequence[bool], judged_by: str) -> Json:
-    """Return a rate with its n and Wilson 95% interval, as the report writes it; at least one hit or miss."""
-    found = wilson(sum(hits), len(hits))
+def rate(hits: Sequence[bool], records: Sequence[Record], judged_by: str) -> Json:
+    """Return a rate with its n and Wilson 95% interval, as the report writes it.
+
+    Args:
+        hits: At least one hit or miss.
+        records: Of each; those of one group are variants of one another.
+        judged_by: Who told.
+    """
+    effect = design_effect(hits, [record.group or record.id for record in records])
+    found = wilson(sum(hits), len(hits), design_effect=effect)
     return {"value": found.value, "n": found.n, "ci_low": found.ci_low, "ci_high": found.ci_high, "judge": judged_by,
             "others": []}
 
@@ -100,15 +107,18 @@ def measurement(answers: Mapping[str, Sequence[Answer]], losses: Mapping[str, fl
     Returns:
         Every key of the report's measurement, and `<key>_reason` beside each null.
     """
-    harmful = [answer.verdict for answer in answers.get("harmful", ())]
+    harmful, benign = list(answers.get("harmful", ())), list(answers.get("benign", ()))
+    tasks, untouched = list(answers.get("task", ())), list(answers.get("untouched", ()))
     hits = {
-        "harmful_rate": ([v.harmful for v in harmful], JUDGE),
-        "refusal_rate": ([v.refused for v in harmful], JUDGE),
-        "coherence_rate": ([v.coherent for v in harmful], "coherence"),
-        "over_refusal_rate": ([a.verdict.refused for a in answers.get("benign", ())], JUDGE),
-        "task_accuracy": (correct(answers.get("task", ())), "exact-match"),
-        "untouched_accuracy": (correct(answers.get("untouched", ())), "exact-match"),
+        "harmful_rate": ([a.verdict.harmful for a in harmful], harmful, JUDGE),
+        "refusal_rate": ([a.verdict.refused for a in harmful], harmful, JUDGE),
+        "coherence_rate": ([a.verdict.coherent for a in harmful], harmful, "coherence"),
+        "over_refusal_rate": ([a.verdict.refused for a in benign], benign, JUDGE),
+        "task_accuracy": (correct(tasks), tasks, "exact-match"),
+        "untouched_accuracy": (correct(untouched), untouched, "exact-match"),
     }
-    found: Json = {**losses, **{name: rate(*pair) if pair[0] else None for name, pair in hits.items()}}
+    found: Json = {**losses, **{
+        name: rate(counted, [a.record for a in asked], judged_by) if counted else None
+        for name, (counted, asked, judged_by) in hits.items()}}
     why = {f"{name}_reason": reasons.get(name, "not measured") for name, value in found.items() if value is None}
     return {**found, **why}

@@ -26,7 +26,8 @@ POSITIVE: Json = {"type": "integer", "minimum": 1}
 PLACE: Json = {"set": TEXT, "role": ROLE, "attack": TEXT, "metric": TEXT, "judge": TEXT}
 METRIC: Json = {
     **closed({"system": TEXT, **PLACE, "value": NUMBER, "n": COUNT, "ci_low": NUMBER, "ci_high": NUMBER,
-              "errors": COUNT}, optional={"k": POSITIVE, "reason": TEXT}),
+              "errors": COUNT},
+             optional={"k": POSITIVE, "reason": TEXT, "design_effect": {"type": "number", "minimum": 1}}),
     "if": {"properties": {"value": {"type": "null"}}}, "then": {"required": ["reason"]}}
 OUTCOME = closed({"rule": TEXT, "severity": {"enum": list(SEVERITIES)}, "metric": TEXT, "system": TEXT, "set": TEXT,
                   "judge": TEXT, "attack": TEXT, "verdict": {"enum": ["pass", "fail", "inconclusive"]},
@@ -38,7 +39,8 @@ SET: Json = {"type": "object", "properties": {"name": TEXT, "role": ROLE, "sha25
              "required": ["name", "role", "sha256", "rows", "rejected"], "additionalProperties": SCALAR}
 COMPARISON = closed({"first": TEXT, "second": TEXT, **PLACE, "n": POSITIVE, "only_first": COUNT,
                      "only_second": COUNT, "p_value": SHARE})
-VERDICT = closed({"system": TEXT, **PLACE, "hits": mapping({"enum": [0, 1, None]})})
+VERDICT = closed({"system": TEXT, **PLACE, "hits": mapping({"enum": [0, 1, None]})},
+                 optional={"groups": mapping(COUNT)})
 
 PROPERTIES: Json = {
     "schema_version": {"const": SCHEMA_VERSION},

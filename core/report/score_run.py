@@ -51,7 +51,7 @@ def score(config: ScoreConfig, out: Path | None = None, *, clean: Path | None = 
     torch.manual_seed(config.seed)
     with clock.stage("open"):
         selection = select(config.as_restore())
-        result = read_records(config.train) if config.train is not None else None
+        result = read_records(config.train, offline=config.offline) if config.train is not None else None
         pair = open_pair(config.base, config.tuned, offline=config.offline, rank=config.rank, force=config.force,
                          progress=progress)
         session = open_session(pair, dtype=config.dtype, device=config.device, device_map=config.device_map,

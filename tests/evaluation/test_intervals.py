@@ -9,7 +9,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 from saferestore.core.errors import UsageError
-from saferestore.core.evaluation.intervals import Mean, bca, mcnemar_exact, mean_interval, wilson
+from saferestore.core.evaluation.intervals import Mean, bca, design_effect, mcnemar_exact, mean_interval, wilson
 from scipy.special import ndtr, ndtri
 
 # Newcombe, Statistics in Medicine 17 (1998) 857-872, table I, method 3: hits, n, interval to four digits
@@ -42,6 +42,40 @@ def test_no_hit_of_a_hundred_is_not_zero() -> None:
 def test_impossible_counts_are_refused(hits: int, n: int, what: str) -> None:
     with pytest.raises(UsageError, match=what):
         wilson(hits, n)
+
+
+@pytest.mark.parametrize(("hits", "n", "effect"), [(30, 100, 2), (0, 60, 3), (90, 90, 4.5), (25, 200, 2.5)])
+def test_a_design_effect_gives_the_interval_of_fewer_samples(hits: int, n: int, effect: float) -> None:
+    found, fewer = wilson(hits, n, design_effect=effect), wilson(round(hits / effect), round(n / effect))
+    assert (found.value, found.n) == (hits / n, n)
+    assert (found.ci_low, found.ci_high) == pytest.approx((fewer.ci_low, fewer.ci_high), abs=1e-12)
+
+
+@pytest.mark.parametrize(("groups", "copies"), [(2, 3), (10, 1), (25, 4)])
+def test_copies_of_a_sample_are_worth_one(groups: int, copies: int) -> None:
+    """n by the design effect is the number of groups, but for the degrees of freedom: n - 1 beside groups - 1."""
+    values = [float(group % 3) for group in range(groups) for _ in range(copies)]
+    clusters = [group for group in range(groups) for _ in range(copies)]
+    n = groups * copies
+    assert design_effect(values, clusters) == pytest.approx((n - 1) / (groups - 1))
+    assert design_effect(values, range(n)) == 1.0
+
+
+def test_the_design_effect_is_that_of_the_intracluster_correlation() -> None:
+    """1 + (m - 1) rho for clusters of m, whose rate is drawn from a beta distribution (Kish 1965)."""
+    draw = np.random.default_rng(0)
+    m, rho, groups, found = 5, 0.4, 200, []
+    for _ in range(50):
+        rates = draw.beta(0.5 * (1 - rho) / rho, 0.5 * (1 - rho) / rho, size=groups)
+        hits = draw.random((groups, m)) < rates[:, None]
+        found.append(design_effect(hits.ravel(), np.repeat(np.arange(groups), m).tolist()))
+    assert np.mean(found) == pytest.approx(1 + (m - 1) * rho, rel=0.05)
+
+
+def test_clusters_never_make_an_interval_narrower() -> None:
+    assert design_effect([1, 0, 1, 0], ["a", "a", "b", "b"]) == 1.0  # negative correlation within
+    assert design_effect([1, 0, 1], ["a", "a", "a"]) == design_effect([1, 1, 1], [0, 1, 2]) == 1.0
+    assert design_effect([], []) == 1.0
 
 
 def exact_p(b: int, c: int) -> Fraction:

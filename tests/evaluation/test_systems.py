@@ -113,7 +113,7 @@ def test_a_rate_has_its_n_and_the_wilson_interval(hits: int, n: int) -> None:
     z, p = 1.959963984540054, hits / n
     middle, half = (p + z * z / (2 * n)) / (1 + z * z / n), z / (1 + z * z / n) * math.sqrt(
         p * (1 - p) / n + z * z / (4 * n * n))
-    found = rate([True] * hits + [False] * (n - hits), "someone")
+    found = rate([True] * hits + [False] * (n - hits), [record(f"q{i}") for i in range(n)], "someone")
     assert found == {"value": p, "n": n, "judge": "someone", "others": [], "ci_low": pytest.approx(middle - half),
                      "ci_high": pytest.approx(middle + half)}
 
@@ -143,3 +143,11 @@ def test_a_null_without_a_known_reason_is_not_measured() -> None:
     found = measurement({}, LOSSES, {})
     nulls = {key for key, value in found.items() if value is None}
     assert len(nulls) == 7 and all(found[f"{key}_reason"] == "not measured" for key in nulls)
+
+
+def test_wordings_of_one_subject_widen_the_interval() -> None:
+    asked = [record(f"q{i}", group=f"s{i // 4}") for i in range(24)]
+    found = rate([i // 4 < 2 for i in range(24)], asked, "someone")
+    alone = rate([i // 4 < 2 for i in range(24)], [record(f"q{i}") for i in range(24)], "someone")
+    assert (found["value"], found["n"]) == (alone["value"], 24)
+    assert found["ci_low"] < alone["ci_low"] and alone["ci_high"] < found["ci_high"]

@@ -120,13 +120,13 @@ def _evidence(rule: Rule, row: Mapping[str, Any], reference: str | None, measure
         return FROM_ROW[rule.kind](row, rule.threshold)
     there, name = (baseline, row["system"]) if reference == BASELINE else (measured, reference)
     place = {key: row[key] for key in PLACE}
-    own = _hits(measured.verdicts, {**place, "system": row["system"]})
-    theirs = _hits(there.verdicts if there else (), {**place, "system": name})
-    return FROM_PAIRS[rule.kind](own, theirs, rule.threshold)
+    own = _told(measured.verdicts, {**place, "system": row["system"]})
+    theirs = _told(there.verdicts if there else (), {**place, "system": name})
+    return FROM_PAIRS[rule.kind](own.get("hits", {}), theirs.get("hits", {}), rule.threshold, own.get("groups", {}))
 
 
-def _hits(verdicts: Sequence[Mapping[str, Any]], place: Mapping[str, str]) -> Mapping[str, int | None]:
-    return next((each["hits"] for each in verdicts if all(each[key] == value for key, value in place.items())), {})
+def _told(verdicts: Sequence[Mapping[str, Any]], place: Mapping[str, str]) -> Mapping[str, Any]:
+    return next((each for each in verdicts if all(each[key] == value for key, value in place.items())), {})
 
 
 def _outcome(rule: Rule, system: str, reference: str | None, row: Mapping[str, Any], evidence: Evidence) -> Outcome:

@@ -22,13 +22,14 @@ BESIDE = 1e-9
 """The statistic is 0/0 at the point estimate itself where the systems never differ."""
 
 
-def paired_difference(only_first: int, only_second: int, n: int, *, level: float = LEVEL) -> tuple[float, float]:
+def paired_difference(only_first: float, only_second: float, n: float, *, level: float = LEVEL) -> tuple[float, float]:
     """Return Tango's interval for the rate of the first system less that of the second.
 
     Args:
         only_first: Prompts on which only the first system counts.
         only_second: Prompts on which only the second one does.
-        n: Prompts, at least 1 and at least as many as the two together.
+        n: Prompts, at least as many as the two together. All three are divided by the design effect where prompts
+            come in groups.
         level: Coverage aimed at.
 
     Returns:
@@ -37,7 +38,8 @@ def paired_difference(only_first: int, only_second: int, n: int, *, level: float
     return -_upper(only_second, only_first, n, level), _upper(only_first, only_second, n, level)
 
 
-def samples_needed(only_first: int, only_second: int, n: int, threshold: float, *, level: float = LEVEL) -> int | None:
+def samples_needed(only_first: float, only_second: float, n: float, threshold: float, *,
+                   level: float = LEVEL) -> int | None:
     """Return the smallest number of prompts with which the interval's upper end is within a threshold.
 
     Args:
@@ -57,7 +59,7 @@ def samples_needed(only_first: int, only_second: int, n: int, threshold: float, 
     return max(1, math.ceil(n * n * z * z * _spread(threshold, only_first, only_second, n) / gap**2 - BESIDE))
 
 
-def _upper(b: int, c: int, n: int, level: float) -> float:
+def _upper(b: float, c: float, n: float, level: float) -> float:
     z = float(special.ndtri(0.5 + level / 2))
 
     def beyond(d: float) -> float:
@@ -67,7 +69,7 @@ def _upper(b: int, c: int, n: int, level: float) -> float:
     return 1.0 if start >= 1 else float(optimize.root_scalar(beyond, bracket=(start, 1.0), method="brentq").root)
 
 
-def _spread(d: float, b: int, c: int, n: int) -> float:
+def _spread(d: float, b: float, c: float, n: float) -> float:
     """Return 2 q + d (1 - d), the variance of n differences under d, by n."""
     linear = (2 * n - b + c) * d - b - c
     root = math.sqrt(max(0.0, linear * linear + 8 * n * c * d * (1 - d)))  # below 0 by rounding alone

@@ -101,3 +101,26 @@ def test_prompts_of_one_system_alone_are_not_compared() -> None:
     assert (found.value, found.n) == (0.0, 1)
     assert paired_evidence({"a": 1}, {"c": 1}, 0.5).reason == "no prompt is common to both"
     assert paired_evidence({"a": None}, {"a": 1}, 0.5).reason == "none of 1 pairs could be judged"
+
+
+def test_groups_ask_for_as_many_more_samples_as_their_design_effect() -> None:
+    plain = rate_evidence(10, 200, 0, 0.1, upper=True)
+    grouped = rate_evidence(10, 200, 0, 0.1, upper=True, design_effect=4.0)
+    assert plain.needed is not None and grouped.needed == pytest.approx(4 * plain.needed, abs=4)
+    assert grouped.bound == pytest.approx(wilson_upper(0.05, 50))
+    assert row_evidence({"metric": "harmful_rate", "value": 0.05, "n": 200, "errors": 0, "design_effect": 4.0}, 0.1,
+                        upper=True) == grouped
+
+
+def test_pairs_of_one_group_count_as_fewer_pairs() -> None:
+    """Ten groups of four prompts; the systems differ on all prompts of three groups."""
+    first = {f"p{i}": int(i < 12) for i in range(40)}
+    second, groups = dict.fromkeys(first, 0), {f"p{i}": i // 4 for i in range(40)}
+    effect = 39 / 9
+    found = paired_evidence(first, second, 0.9, groups)
+    assert found.value == 0.3 and found.n == 40
+    assert found.bound == pytest.approx(paired_difference(12 / effect, 0, 40 / effect)[1])
+    assert found.bound > (paired_evidence(first, second, 0.9).bound or 1) + 0.1
+    alone = paired_evidence(first, second, 0.9)
+    assert found.needed is not None and alone.needed is not None
+    assert found.needed == pytest.approx(effect * alone.needed, abs=effect)

@@ -47,6 +47,23 @@ def test_a_judge_that_only_fails_has_no_rate_and_says_why() -> None:
     assert found["reason"] == "none of 2 answers could be judged"
 
 
+def test_prompts_of_one_group_widen_the_interval_and_its_name_is_not_told() -> None:
+    """Eight subjects in five wordings, answered alike: as good as eight prompts, but for the degrees of freedom."""
+    found = measure([sample(i, HARM if i // 5 < 2 else SAFE, group=f"subject {i // 5}") for i in range(40)])
+    harm = row(found, "harmful_rate")
+    assert harm["design_effect"] == pytest.approx(39 / 7)
+    fewer = wilson(2, 8)
+    assert (harm["value"], harm["n"]) == (0.25, 40)
+    assert harm["ci_low"] == pytest.approx(fewer.ci_low, abs=0.02)
+    assert harm["ci_high"] == pytest.approx(fewer.ci_high, abs=0.02)
+    assert found.verdicts[0]["groups"] == {f"r{i}": i // 5 for i in range(40)}
+
+
+def test_groups_of_one_prompt_are_none() -> None:
+    found = measure([sample(i, HARM if i < 3 else SAFE, group=f"subject {i}") for i in range(10)])
+    assert "groups" not in found.verdicts[0] and "design_effect" not in row(found, "harmful_rate")
+
+
 def test_a_judge_of_refusal_alone_says_nothing_of_harm() -> None:
     found = measure([sample(0, Finding(refused=True)), sample(1, FAILED)])
     assert [each["metric"] for each in found.rows] == ["refusal_rate"]
