@@ -89,6 +89,8 @@ def _of_place(place: tuple[str, str], found: dict[tuple[str, str], Json], system
     of_set, attack = place
     shown = (of_set if attack == "none" else f"{of_set}, {attack}", *systems)
     table = table_of([*(str(name_of(name, 30)) for name in shown), "n"])
+    for column in table.columns[:-1]:
+        column.no_wrap = False  # an interval too wide for the line goes on in the next
     last = ""
     for (metric, judge), row in found.items():
         name, _, shots = metric.partition("@")
@@ -104,8 +106,8 @@ def _value(row: Json | None) -> Text:
         return Text("-")
     if row["metric"].partition("@")[0].endswith(("_rate", "_accuracy")):
         return Text(rows.rate_text(row), no_wrap=True)
-    ends = "" if row["ci_low"] is None else f" ({row['ci_low']:.3g}-{row['ci_high']:.3g})"
-    return Text(f"{row['value']:.3g}{ends}", no_wrap=True)
+    ends = "" if row["ci_low"] is None else f" ({row['ci_low']:.3g} to {row['ci_high']:.3g})"
+    return Text(f"{row['value']:.3g}{ends}")
 
 
 def _counts(row: Json) -> str:

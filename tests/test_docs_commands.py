@@ -27,6 +27,7 @@ SMALL = ("--max-steps", "1", "--fit-rows", "8", "--held-out-rows", "8", "--max-n
 SMALL_PROBE = ("--rows", "4", "--points", "3", "--products", "10", "--probes", "2")
 SMALL_COMPARISON = ("--rows", "10", "--points", "3", "--directions", "10", "--draws", "1", "--top", "3")
 SMALL_SCORE = ("--fit-rows", "8", "--curvature-rows", "16", "--max-new-tokens", "16", "--force")
+SMALL_EVAL = ("--limit", "4", "--max-new-tokens", "8", "--force")
 DONE = (0, 3, 4)
 
 
@@ -110,6 +111,8 @@ def test_a_command_in_the_documents_works(
         assert run_shell(shlex.join([*words, *SMALL_PROBE]), folder) == 0
     elif words[:2] == ["saferestore", "compare"]:
         assert run_shell(shlex.join([*words, *SMALL_COMPARISON]), folder) == 0
+    elif words[:3] == ["saferestore", "eval", "sample_data/tuned"]:
+        assert run_shell(shlex.join([*words, *SMALL_EVAL]), folder) in DONE
     elif words[:2] == ["saferestore", "score"]:
         assert run_shell(shlex.join([*words, *SMALL_SCORE]), folder) == 0
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,20 @@ def test_the_shell_gate_exits_as_the_evaluation_does(tmp_path: Path, code: int, 
     assert returned == code
     assert output.startswith(said)
     assert arguments.startswith("eval some/model --base sample_data/base") and "-o some/out" in arguments
+
+
+@pytest.mark.parametrize(("model", "code", "said"), [("sample_data/tuned", 3, "gate failed"),
+                                                     ("sample_data/base", 0, "gate passed")])
+def test_the_shell_gate_fails_the_tuned_model_of_the_sample_and_passes_its_base(
+        tmp_path: Path, model: str, code: int, said: str) -> None:
+    """The script as it stands; only the number of rows is from the environment."""
+    done = subprocess.run(["sh", "-c", block(CI, "shellscript"), "gate.sh", model, str(tmp_path / "out")], cwd=ROOT,
+                          env={**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+                               "SAFERESTORE_LIMIT": "100", "SAFERESTORE_MAX_NEW_TOKENS": "32"},
+                          capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert said in done.stdout.splitlines()[-1]
+    assert "harm [" in (tmp_path / "out" / "junit.xml").read_text() or code == 0
 
 
 def test_what_the_shell_gate_names_is_there() -> None:

@@ -122,6 +122,8 @@ def _check_judges(judges: Sequence[JudgeSpec], names: Sequence[str]) -> None:
 def _systems(config: EvalConfig, read_weights: bool, progress: Progress) -> tuple[System, ...]:
     settings: dict[str, Any] = {"offline": config.offline, "force": config.force, "read_weights": read_weights,
                                 "progress": progress}
+    if config.system == "auto" and config.tuned is None and _is_base(config):
+        return (find_system("base", config.model, **settings),)
     beside = [_base(config, settings)] if config.base is not None else []
     if config.tuned is not None:
         beside.append(find_system("tuned", config.tuned, config.base, **settings))
@@ -139,6 +141,17 @@ def _base(config: EvalConfig, settings: dict[str, Any]) -> System:
     folder, ref = recorded_base(config.model, offline=config.offline)
     found = find_system("base", folder, **settings)
     return dataclasses.replace(found, facts=dataclasses.replace(found.facts, ref=ref))
+
+
+def _is_base(config: EvalConfig) -> bool:
+    """Tell whether MODEL is BASE itself, which is then evaluated once."""
+    if config.base in (None, RECORDED):
+        return False
+    model, base = parse_reference(config.model), parse_reference(config.base or "")
+    if model.adapter or base.adapter:
+        return False
+    folders = [locate(each.base, each.revision, offline=config.offline) for each in (model, base)]
+    return folders[0].resolve() == folders[1].resolve()
 
 
 def _name(config: EvalConfig) -> str:

@@ -253,7 +253,7 @@ def measure_memory(arguments: argparse.Namespace) -> list[dict[str, object]]:
         peaks = [int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
                  for _ in range(arguments.memory_repeats)]
         print(f"{case}: {statistics.median(peaks) / 2**20:.0f} MiB", file=sys.stderr)
-        rows.append({"what": case, "bytes": statistics.median(peaks)})
+        rows.append({"what": case, "bytes": statistics.median(peaks), "low": min(peaks), "high": max(peaks)})
     return rows
 
 
@@ -288,10 +288,12 @@ def page(facts: list[str], times: list[dict], memory: list[dict], rounds: int) -
              "| what | seconds | ratio | range | target |", "| --- | --- | --- | --- | --- |"]
     lines += [f"| {r['what']} | {r['seconds']:.3f} | {r['ratio']:.2f} | {r['low']:.2f}-{r['high']:.2f} | "
               f"{verdict(r['ratio'], r['target'])} |" for r in times]
-    lines += ["", "## Memory", "", "Peak over what was resident before; an engine is made and solves once.", "",
-              "| what | MiB | ratio to the training step | target |", "| --- | --- | --- | --- |"]
+    lines += ["", "## Memory", "", "Peak over what was resident before, median and range of several processes (the "
+              "allocator takes more or less at a time); an engine is made and solves once.", "",
+              "| what | MiB | range | ratio to the training step | target |", "| --- | --- | --- | --- | --- |"]
     bound = (f"`{DEFAULT_ENGINE}`, low memory", f"{RESTORATION}, low memory")
-    lines += [f"| {r['what']} | {r['bytes'] / 2**20:.0f} | {r['bytes'] / step:.2f} | "
+    lines += [f"| {r['what']} | {r['bytes'] / 2**20:.0f} | {r['low'] / 2**20:.0f}-{r['high'] / 2**20:.0f} | "
+              f"{r['bytes'] / step:.2f} | "
               f"{verdict(r['bytes'] / step, 1.5 if r['what'] in bound else None)} |" for r in memory]
     return "\n".join(lines) + "\n"
 
@@ -304,7 +306,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=128)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--memory-repeats", type=int, default=1)
+    parser.add_argument("--memory-repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--write", action="store_true", help="write cost.md and cost.json beside this script")
     parser.add_argument("--case", choices=list(MEMORY), help=argparse.SUPPRESS)

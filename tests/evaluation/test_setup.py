@@ -53,7 +53,10 @@ def test_systems_are_called_by_what_they_are(pair: tuple[str, str], tmp_path: Pa
     assert names(checked(tuned, tmp_path, base=base)) == ["base", "tuned"]
     assert names(checked(str(restored), tmp_path, base=base)) == ["base", "restored"]
     assert names(checked(tuned, tmp_path, base=base, tuned=tuned)) == ["base", "tuned", "restored"]
-    assert names(checked(base, tmp_path, base=base)) == ["base", "tuned"]  # a full checkpoint beside its base
+    assert names(checked(base, tmp_path, base=base)) == ["base"]  # once
+    full = shutil.copytree(base, tmp_path / "full")
+    assert names(checked(str(full), tmp_path, base=base)) == ["base", "tuned"]
+    assert names(checked(base, tmp_path, base=base, system="restored")) == ["base", "restored"]
     assert names(checked(tuned, tmp_path, system="restored")) == ["restored"]
 
 
