@@ -29,8 +29,8 @@ PAGE = """# Generation
 
 `python docs/benchmarks/generation.py --write`: {n} prompts of the sample ({shortest} to {longest} tokens), batches of
 {batch}, at most {new} tokens each, greedy, the sample's base, float32, {threads} thread. Process time, alternated,
-{rounds} rounds; the ratio is the median over rounds, its range in brackets. Commit {commit}, torch {torch}, transformers
-{transformers}.
+{rounds} rounds; the ratio is the median over rounds, its range in brackets. Commit {commit}, torch {torch},
+transformers {transformers}.
 
 | how | seconds | ratio to `model.generate` on the same batches | same answers as one at a time |
 | --- | --- | --- | --- |
