@@ -29,6 +29,12 @@ def restore(  # one line an option: the command's page of help
     untouched: Annotated[list[str], Option(metavar=FILES, help="Rows of a skill only measured.")] = NONE,
     objective: Annotated[str, Option(help=f"Safety objectives joined by +: {', '.join(OBJECTIVES)}.")] = D.objective,
     engine: Annotated[str, Option(help=f"How curvature is inverted: {', '.join(ENGINES)}.")] = D.engine,
+    method: Annotated[str, Option(help="curvature, a pair such as anchor-cg, or a published one (docs/methods.md).")]
+        = D.method,
+    strength: Annotated[float | None, Option(help="The method's own knob [as far as --max-drift allows].")]
+        = D.strength,
+    unaligned: Annotated[str | None, Option(metavar="REF", help="BASE before alignment (safelora, resta).")]
+        = D.unaligned,
     max_drift: Annotated[float, Option(help="Drift budget from TUNED on retain rows, nats/token.")] = D.max_drift,
     max_steps: Annotated[int, Option(help="Steps at most.")] = D.max_steps,
     fit_rows: Annotated[int, Option(help="Harmful rows to fit on, at most.")] = D.fit_rows,

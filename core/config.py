@@ -24,6 +24,18 @@ DTYPES = ("auto", "bfloat16", "float16", "float32")
 GATE_MODES = ("enforce", "advisory")
 OBJECTIVES = ("anchor", "ascent", "match")
 ENGINES = ("fisher", "diagonal", "ekfac", "cg", "lbfgs", "identity")
+PAIRS = {f"{objective}-{engine}": (objective, engine) for objective in OBJECTIVES for engine in ENGINES}
+"""Names of our own methods: an objective and an engine."""
+
+CURVATURE = "curvature"
+"""The default method: our steps with --objective and --engine."""
+
+PUBLISHED = ("scale", "random", "prune-random", "antidote", "ascent", "ascent-normalised", "graddiff", "npo", "simnpo",
+             "refusal-sft", "refusal-sft-1", "refusal-sft-16", "refusal-sft-100", "refusal-sft-no-replay", "dpo",
+             "safelora", "resta", "safemerge", "safedelta", "ssd", "sophia", "datainf", "kfade")
+"""Published methods and null controls: rows of `restoration.methods.table.METHODS`."""
+
+NEED_UNALIGNED = ("safelora", "resta")
 
 
 @dataclass(frozen=True)
@@ -41,7 +53,10 @@ class RestoreConfig:
         objective: Names of safety objectives joined by `+`.
         engine: How (F + lambda I)^-1 v is computed.
         max_drift: Budget for KL(tuned || restored) on retain rows, nats per answer token.
-        max_steps: Outer steps at most.
+        max_steps: Outer steps at most; gradient passes at most are two more, for every method.
+        method: `curvature`, a pair of objective and engine such as `anchor-cg`, or a published method.
+        strength: Value of a published method's knob; None: as far as the drift budget allows.
+        unaligned: Reference of the model that the base was before it was aligned, for methods that need it.
         fit_rows: Harmful rows used to fit, at most; half as many again of retain rows.
         held_out_rows: Rows of each set that results are measured on, at most.
         hold_out_categories: Whole harm categories kept out of the fit part.
@@ -59,6 +74,9 @@ class RestoreConfig:
     untouched: tuple[str, ...] = ()
     objective: str = "anchor"
     engine: str = "fisher"
+    method: str = CURVATURE
+    strength: float | None = None
+    unaligned: str | None = None
     max_drift: float = 0.01
     max_steps: int = 10
     fit_rows: int = 160
@@ -100,6 +118,41 @@ class RestoreConfig:
         _positive("max_drift", self.max_drift)
         _not_negative("seed", self.seed)
         _not_negative("hold_out_categories", self.hold_out_categories)
+        _check_method(self)
+
+    def resolved(self) -> RestoreConfig:
+        """Return the settings with the objective and engine that the method's name says."""
+        objective, engine = PAIRS.get(self.method, (self.objective, self.engine))
+        return dataclasses.replace(self, objective=objective, engine=engine)
+
+
+def _check_method(config: RestoreConfig) -> None:
+    """Refuse an unknown method, and settings that the method would not read.
+
+    Raises:
+        UsageError: One of them.
+    """
+    name = config.method
+    _one_of("method", name, (CURVATURE, *PAIRS, *PUBLISHED))
+    if name != CURVATURE:
+        said, default = (config.objective, config.engine), (RestoreConfig.objective, RestoreConfig.engine)
+        wanted = PAIRS.get(name, default)
+        for field, value, own, usual in zip(("objective", "engine"), said, wanted, default, strict=True):
+            if value not in (own, usual):
+                raise UsageError(f"--method {name} does not read it - --{field} {value}",
+                                 hint=f"leave out --{field}, or use --method {CURVATURE}")
+    if config.strength is not None:
+        if name not in PUBLISHED:
+            raise UsageError(f"--method {name} has no strength - --strength {config.strength}",
+                             hint="state the drift budget with --max-drift")
+        if not 0 <= config.strength < math.inf:
+            raise UsageError(f"must be 0 or more - --strength {config.strength}", hint="give a number of 0 or more")
+    if (config.unaligned is None) == (name in NEED_UNALIGNED):
+        if config.unaligned is None:
+            raise UsageError(f"no unaligned model - --method {name} needs --unaligned",
+                             hint="give the model that BASE was before it was aligned: --unaligned REF")
+        raise UsageError(f"--method {name} does not read it - --unaligned {config.unaligned}",
+                         hint=f"leave it out, or use one of: {', '.join(NEED_UNALIGNED)}")
 
 
 SYSTEM_NAMES = ("auto", "base", "tuned", "restored")

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from .checkpoint.pair import CheckpointPair, open_pair
+from .checkpoint.reference import locate, parse_reference
 from .checkpoint.session import Session, open_session, write_params
 from .checkpoint.writer import reload_error, write_adapter
-from .config import CompareConfig, EvalConfig, ProbeConfig, Progress, RestoreConfig, no_progress
+from .config import PUBLISHED, CompareConfig, EvalConfig, ProbeConfig, Progress, RestoreConfig, no_progress
 from .data.chat import chat_format
 from .data.selection import Selection, select
 from .errors import NumericalError
@@ -56,6 +57,8 @@ from .report.share import command_line, environment
 from .report.staging import check_out, staged
 from .report.verdicts import VERDICTS
 from .report.write import sha256, write_bundle
+from .restoration.methods.inputs import Applied, Inputs
+from .restoration.methods.table import METHODS, apply
 from .restoration.modules import Distances, distances, shares
 from .restoration.trust_region import Outcome, Settings, minimise
 
@@ -76,6 +79,7 @@ def restore(config: RestoreConfig, out: Path, *, progress: Progress = no_progres
         do not fit `MismatchError`.
     """
     check_out(out, force=config.force)
+    config = config.resolved()
     try:
         return _restore(config, out, progress)
     except NumericalError as error:
@@ -91,19 +95,22 @@ def _restore(config: RestoreConfig, out: Path, progress: Progress) -> Json:
             known_of(rows, rules)
         pair = open_pair(config.base, config.tuned, offline=config.offline, rank=config.rank, force=config.force,
                          progress=progress)
+        unaligned = find_unaligned(config, progress)
         session = open_session(pair, dtype=config.dtype, device=config.device, device_map=config.device_map,
                                max_memory=config.max_memory, load_in=config.load_in, seed=config.seed)
         examiner = make_examiner(session, config, progress)
     with clock.stage("prepare"):
-        prepared = prepare(session, examiner, rows, objective=config.objective, on_disk=config.low_memory)
+        prepared = prepare(session, examiner, rows, objective=config.objective, on_disk=config.low_memory,
+                           with_harmful=needs_harmful(config))
     with clock.stage("restore"):
-        outcome = minimise(prepared.problem, solver_settings(config), progress=progress)
+        outcome, applied = _moved(config, pair, unaligned, prepared, progress)
     with clock.stage("evaluate"):
         after = _after(prepared, examiner, rows, config)
     with clock.stage("controls"):
         controls = run_controls(session, prepared, outcome, examiner, rows, config) if config.controls else []
     write_params(prepared.problem.live, outcome.point.params)
     report = _report(config, pair, rows, prepared, outcome, after, controls)
+    report["method"] = assemble.method(config.method, applied)
     if rules:
         with clock.stage("gate"):
             answers = {"base": prepared.answers["base"], "restored": after.answers}
@@ -116,6 +123,35 @@ def _restore(config: RestoreConfig, out: Path, progress: Progress) -> Json:
     return report
 
 
+def _moved(config: RestoreConfig, pair: CheckpointPair, unaligned: Path | None, prepared: Prepared,
+           progress: Progress) -> tuple[Outcome, Applied | None]:
+    """Move the adapter by our own steps, or by a published method."""
+    if config.method not in PUBLISHED:
+        return minimise(prepared.problem, solver_settings(config), progress=progress), None
+    applied = apply(config.method, method_inputs(config, pair, unaligned, prepared, progress), config.strength)
+    return applied.outcome, applied
+
+
+def method_inputs(config: RestoreConfig, pair: CheckpointPair, unaligned: Path | None, prepared: Prepared,
+                  progress: Progress = no_progress) -> Inputs:
+    """Return what a published method is given: the budgets are those of our own steps."""
+    return Inputs(prepared.problem, prepared.safety, pair, unaligned, config.max_drift, config.max_steps + 2,
+                  config.seed, progress)
+
+
+def find_unaligned(config: RestoreConfig, progress: Progress = no_progress) -> Path | None:
+    """Return the folder of the unaligned model; None where the method takes none."""
+    if config.unaligned is None:
+        return None
+    reference = parse_reference(config.unaligned)
+    return locate(reference.base, reference.revision, offline=config.offline, progress=progress)
+
+
+def needs_harmful(config: RestoreConfig) -> bool:
+    """Tell whether the method looks at harmful answers of fit rows."""
+    return config.method in PUBLISHED and "harmful" in METHODS[config.method].needs
+
+
 def plan(config: RestoreConfig) -> Json:
     """Check everything that headers, rows and the tokenizer can tell, and return what a run would need.
 
@@ -125,9 +161,11 @@ def plan(config: RestoreConfig) -> Json:
     Returns:
         The plan, see `evaluation.planning.estimate`. Errors are those of `restore` before weights are read.
     """
+    config = config.resolved()
     rows = select(config)
     pair = open_pair(config.base, config.tuned, offline=config.offline, rank=config.rank, force=config.force,
                      read_weights=False)
+    find_unaligned(config)
     return estimate(pair, rows, config, device="cuda" if torch.cuda.is_available() else "cpu")
 
 

@@ -56,6 +56,7 @@ class Prepared:
 
     Attributes:
         problem: What is minimised.
+        safety: The safe and harmful fit rows, as S and other methods' losses use them.
         held_out: What is measured.
         answers: `tuned` and `base` -> their answers to the held-out sets.
         losses: `tuned` and `base` -> held-out losses by report key.
@@ -65,6 +66,7 @@ class Prepared:
     """
 
     problem: Problem
+    safety: SafetyData
     held_out: HeldOut
     answers: Mapping[str, Answers]
     losses: Mapping[str, dict[str, float | None]]
@@ -73,7 +75,8 @@ class Prepared:
     generated_tokens: int
 
 
-def prepare(session: Session, examiner: Examiner, rows: Selection, *, objective: str, on_disk: bool) -> Prepared:
+def prepare(session: Session, examiner: Examiner, rows: Selection, *, objective: str, on_disk: bool,
+            with_harmful: bool = False) -> Prepared:
     """Ask both models, keep what the losses need, and pose the problem.
 
     Args:
@@ -82,6 +85,7 @@ def prepare(session: Session, examiner: Examiner, rows: Selection, *, objective:
         rows: Fit and held-out rows.
         objective: Terms of S joined by `+`.
         on_disk: Keep log-probabilities in files; where they would fill a quarter of the free memory they are anyway.
+        with_harmful: Generate harmful answers of fit rows even where the objective looks at none.
 
     Returns:
         The problem at the tuned model's parameters, which the session's adapter holds.
@@ -92,7 +96,7 @@ def prepare(session: Session, examiner: Examiner, rows: Selection, *, objective:
         NumericalError: A loss is not finite.
     """
     # Only what is needed is generated: anchor looks at no harmful answer, a given answer is taken as it is.
-    wanted = rows.harmful if NEEDS_HARMFUL.intersection(objective.split("+")) else ()
+    wanted = rows.harmful if with_harmful or NEEDS_HARMFUL.intersection(objective.split("+")) else ()
     unanswered = tuple(record for record in rows.retain if not record.answer)
     tuned = examiner.ask_sets(session.adapter().model, {"harmful_fit": wanted, "retain_fit": unanswered,
                                                         **rows.held_out}, "answers of the tuned model")
@@ -124,7 +128,7 @@ def prepare(session: Session, examiner: Examiner, rows: Selection, *, objective:
     counts = {"safe_rows": _rows(safe), "harmful_rows": _rows(harmful), "retain_rows": len(retain),
               "retain_rows_base_refuses": refused, "drift_rows_held_out": len(kept_drift),
               "held_out_prompts_tuned_refuses": sum(answer.verdict.refused for answer in tuned["harmful"])}
-    return Prepared(Problem(live, safety_losses(objective, data), drift), held_out,
+    return Prepared(Problem(live, safety_losses(objective, data), drift), data, held_out,
                     {"tuned": _held(tuned, rows), "base": _held(base, rows)}, losses, counts,
                     _warnings(counts, rows), tokens_of(tuned) + tokens_of(base))
 

@@ -13,6 +13,8 @@ from ..data.selection import Selection, Source
 from ..errors import SaferestoreError
 from ..evaluation.systems import measurement
 from ..evaluation.verdict import Comparison, Mean
+from ..restoration.methods.inputs import Applied
+from ..restoration.methods.table import METHODS
 from ..restoration.modules import Distances, ModuleShare
 from ..restoration.trust_region import Outcome, Step
 from .schema import SCHEMA_VERSION
@@ -103,7 +105,9 @@ def _step(step: Step) -> Json:
     plain = dataclasses.asdict(step)
     plain["lambda"] = plain.pop("damping")
     finite = {key: value if value is not None and math.isfinite(value) else None for key, value in plain.items()}
-    why = {"relative_residual": "this engine inverts its own curvature exactly"}
+    why = {"relative_residual": "no iteration: nothing was solved, or exactly", "lambda": "no damping",
+           "predicted_decrease": "no finite prediction", "decrease": "not measured or not finite",
+           "objective": "not measured or not finite"}
     return {**finite, **{f"{key}_reason": why.get(key, "not finite") for key in finite if finite[key] is None}}
 
 
@@ -114,7 +118,22 @@ def cost(outcome: Outcome, *, rows: int, tokens: int, generated: int, drift_rows
     return {"gradient_passes": spent.gradient_passes, "curvature_products": spent.curvature_products,
             "examples_differentiated": full * rows + (spent.score_passes + spent.curvature_products) * drift_rows,
             "tokens_differentiated": full * tokens + (spent.score_passes + spent.curvature_products) * drift_tokens,
-            "generated_tokens": generated, "forward_passes": spent.forward_passes, "score_passes": spent.score_passes}
+            "generated_tokens": generated, "forward_passes": spent.forward_passes, "score_passes": spent.score_passes,
+            "account_passes": spent.account_passes}
+
+
+def method(name: str, applied: Applied | None) -> Json:
+    """Return the `method` object: which method made the change, and for a published one how far it was taken.
+
+    Args:
+        name: Of the method; ours are named by objective and engine.
+        applied: What a published method came to; None for ours.
+    """
+    if applied is None:
+        return {"name": name}
+    row = METHODS[name]
+    return {"name": name, "about": row.about, "source": row.source, "differs": row.differs, "knob": row.knob.name,
+            "strength": applied.strength, "searched": applied.note, "truncation_loss": applied.lost}
 
 
 def comparisons(found: Mapping[str, Comparison]) -> Json:

@@ -22,7 +22,7 @@ CARD = """---
 # Restored adapter for {carrier}
 
 Fine-tuning had taken refusals of harmful requests away from this model; `saferestore` put them back into the adapter
-by damped curvature-aware steps, held to a budget of drift from the fine-tuned model. Verdict: **{verdict}**. It
+by {means}, held to a budget of drift from the fine-tuned model. Verdict: **{verdict}**. It
 stopped because {stopped}.
 
 ## Held-out results
@@ -73,7 +73,8 @@ def model_card(report: Mapping[str, Any], config: RestoreConfig) -> str:
     return CARD.format(
         front=yaml.safe_dump(_front(hub_id), sort_keys=True),
         carrier=escaped(report["inputs"][_carrier(report)]["ref"]),
-        verdict=report["verdict"], stopped=escaped(rows.stopped_text(report)), table=_table(report),
+        means=_means(report), verdict=report["verdict"], stopped=escaped(rows.stopped_text(report)),
+        table=_table(report),
         notes=_notes(report), drift=rows.drift_text(report["drift"]),
         budget=rows.number_text(report["drift"]["budget_nats_per_token"]), controls=_controls(report),
         load=hub_id or "PATH_TO_THE_MODEL_IT_SITS_ON", warnings=_warnings(report),
@@ -98,6 +99,13 @@ def carrier_hub_id(report: Mapping[str, Any], config: RestoreConfig) -> str | No
 
 def _carrier(report: Mapping[str, Any]) -> str:
     return "tuned" if report["inputs"]["tuned"]["kind"] == "full" else "base"
+
+
+def _means(report: Mapping[str, Any]) -> str:
+    """Return by what the change was made."""
+    method = report.get("method", {})
+    return f"the method `{method['name']}` ({method['source']})" if "source" in method else (
+        "damped curvature-aware steps")
 
 
 def escaped(text: str) -> str:

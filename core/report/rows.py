@@ -38,6 +38,9 @@ STOPPED = {
     "no_step_helps": "no further step helps",
     "converged": "the last step changed almost nothing",
     "max_steps": "the largest number of steps is reached",
+    "knob_at_its_end": "the method's knob is at its end, with drift to spare",
+    "strength_as_given": "the strength was stated, whatever it drifts",
+    "no_change": "the method changed nothing: the result equals the tuned model",
 }
 """What ended the steps, in words."""
 

@@ -102,6 +102,9 @@ PROPERTIES: Json = {
     "steps": rows(closed({"step": COUNT, "objective": NUMBER, "drift": NUMBER, "lambda": NUMBER,
                           "accepted": {"type": "boolean"}}, patterns=NUMBERS)),
     "stopped_because": TEXT,
+    "method": closed({"name": TEXT}, optional={
+        **dict.fromkeys(("about", "source", "differs", "knob", "searched"), TEXT), "strength": {"type": "number"},
+        "truncation_loss": SHARE}),
     "cost": closed(dict.fromkeys(("gradient_passes", "curvature_products", "examples_differentiated",
                                   "tokens_differentiated", "generated_tokens"), COUNT), patterns=NUMBERS),
     "outputs": {"type": "object", "properties": {"roundtrip_max_abs_error": NUMBER,

@@ -102,12 +102,14 @@ class Cost:
     """Work done: a gradient pass is one forward and backward over all fit rows.
 
     The pass that scores rows for a Fisher matrix runs over the retain rows alone, and is counted as a whole pass.
+    Passes that only account for a finished change by module (`account_passes`) are no part of the method.
     """
 
     gradient_passes: int = 0
     score_passes: int = 0
     curvature_products: int = 0
     forward_passes: int = 0
+    account_passes: int = 0
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,8 @@ def test_every_setting_is_an_option_with_the_same_default(pipeline: Pipeline) ->
                          ids=lambda field: field.name)
 def test_every_setting_can_be_changed_by_its_flag(pipeline: Pipeline, field: dataclasses.Field) -> None:
     special = {"objective": "match", "engine": "cg", "dtype": "float32", "redact": "all",
-               "gate_mode": "advisory"}
+               "gate_mode": "advisory", "method": "anchor-cg"}
+    together = {"strength": ["--method", "scale"], "unaligned": ["--method", "resta"]}.get(field.name, [])
     flag = f"--{field.name.replace('_', '-')}"
     if isinstance(field.default, bool):
         arguments, value = [f"--no-{field.name}" if field.default else flag], not field.default
@@ -50,7 +51,7 @@ def test_every_setting_can_be_changed_by_its_flag(pipeline: Pipeline, field: dat
     else:
         value = special.get(field.name, 7 if isinstance(field.default, int | float) else "given")
         arguments = [flag, str(value)]
-    assert run(["restore", "b", "t", "-o", "out", *arguments]) == 0
+    assert run(["restore", "b", "t", "-o", "out", *arguments, *together]) == 0
     assert getattr(pipeline.called[0][0], field.name) == value
 
 

@@ -112,9 +112,9 @@ def test_a_step_is_shown_with_lambda() -> None:
 def test_values_of_a_step_that_are_not_finite_are_null_with_a_reason() -> None:
     [found] = assemble.steps([dataclasses.replace(STEP, objective=float("nan"), decrease=float("-inf"), accepted=False,
                                                   relative_residual=None)])
-    assert found["objective"] is None and found["objective_reason"] == "not finite"
-    assert found["decrease"] is None and found["decrease_reason"] == "not finite"
-    assert found["relative_residual_reason"] == "this engine inverts its own curvature exactly"
+    assert found["objective"] is None and found["objective_reason"] == "not measured or not finite"
+    assert found["decrease"] is None and found["decrease_reason"] == "not measured or not finite"
+    assert found["relative_residual_reason"] == "no iteration: nothing was solved, or exactly"
     assert found["accepted"] is False
     validate(report(steps=[found]))
 
@@ -125,7 +125,7 @@ def test_cost_counts_what_was_differentiated() -> None:
     found = assemble.cost(spent, rows=12, tokens=100, generated=50, drift_rows=8, drift_tokens=80)
     assert found == {"gradient_passes": 5, "curvature_products": 3, "examples_differentiated": 4 * 12 + 4 * 8,
                      "tokens_differentiated": 4 * 100 + 4 * 80, "generated_tokens": 50, "forward_passes": 9,
-                     "score_passes": 1}
+                     "score_passes": 1, "account_passes": 0}
     validate(report(cost=found))
 
 

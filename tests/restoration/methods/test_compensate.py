@@ -1,0 +1,65 @@
+"""Safe Delta: which columns are kept, that the compensation is the least costly, and both ends of the budget."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from saferestore.core.checkpoint.session import read_params
+from saferestore.core.restoration.methods.compensate import (
+    compensated,
+    inverse_hessian,
+    kept_columns,
+    safedelta,
+)
+from torch import Tensor
+
+from ...cases import WIDTH, live_model
+from .given import inputs, weights_of
+
+
+def problem() -> tuple[Tensor, Tensor]:
+    """A change [4, 7] and X X' of correlated inputs."""
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(7, 7, generator=generator, dtype=torch.float64) @ torch.randn(7, 40, generator=generator).double()
+    return torch.randn(4, 7, generator=generator, dtype=torch.float64), x @ x.T
+
+
+def test_the_inverse_is_that_of_twice_the_gram_matrix_and_a_hundredth_of_its_mean_diagonal() -> None:
+    _, gram = problem()
+    hessian = 2 * gram + 0.02 * gram.diagonal().mean() * torch.eye(7).double()
+    torch.testing.assert_close(inverse_hessian(gram) @ hessian, torch.eye(7).double(), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("share", [0.05, 0.3, 0.8])
+def test_kept_columns_cost_at_most_their_share_and_the_next_one_would_cost_more(share: float) -> None:
+    change, gram = problem()
+    inverse = inverse_hessian(gram)
+    costs = [float(change[:, m].square().sum() / (2 * inverse[m, m])) for m in range(7)]
+    kept = kept_columns(change, inverse, share).tolist()
+    order = sorted(range(7), key=lambda m: -float(inverse[m, m]))
+    assert kept == order[:len(kept)]
+    assert sum(costs[m] for m in kept) <= share * sum(costs)
+    assert sum(costs[m] for m in order[:len(kept) + 1]) > share * sum(costs)
+
+
+def test_the_compensation_minimises_the_safety_cost_with_the_kept_columns_held() -> None:
+    change, gram = problem()
+    inverse, kept = inverse_hessian(gram), torch.tensor([5, 1, 2])
+    hessian, free = torch.linalg.inv(inverse), [0, 3, 4, 6]
+    found = compensated(change, inverse, kept)
+    torch.testing.assert_close(found[:, kept], change[:, kept])
+    torch.testing.assert_close((found @ hessian)[:, free], torch.zeros(4, 4).double(), rtol=0, atol=1e-8)
+    uncompensated = torch.zeros_like(change)
+    uncompensated[:, kept] = change[:, kept]
+    cost = [float(torch.einsum("oi,ij,oj->", d, hessian, d)) for d in (found, uncompensated)]
+    assert cost[0] < cost[1]
+
+
+def test_a_full_budget_returns_the_input_bit_for_bit_and_none_the_base() -> None:
+    given = inputs(live_model(rank=WIDTH))
+    start, edit = read_params(given.problem.live), safedelta(given)
+    assert all(torch.equal(edit(1.0).params[name], t) for name, t in start.items())
+    assert all(not change.any() for change in weights_of(edit(0.0).params).values())
+    between = edit(0.5)
+    assert any(not torch.equal(between.params[name], t) for name, t in start.items())
+    assert between.lost == pytest.approx(0, abs=1e-12)
