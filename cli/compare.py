@@ -55,7 +55,7 @@ def compare(  # one line an option: the command's page of help
     debug: Annotated[bool, Option("--debug", help="Show the traceback of a failure.")] = False,
 ) -> int:
     """Test whether the harmful-loss geometry of BASE survived in TUNED, beside controls."""
-    from .comparing import execute
+    from .looking import execute
     from .running import View
 
     view = View(json=json, progress=not (no_progress or quiet), quiet=quiet)

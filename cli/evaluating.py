@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..core.config import EvalConfig, to_yaml
+from ..core.config import EvalConfig
 from ..core.errors import UsageError
 from ..core.report.staging import check_out
 from . import render, render_eval
-from .running import View
+from .running import View, print_document, print_settings, run
 
 
 @dataclass(frozen=True)
@@ -26,47 +26,44 @@ class Run:
     calibrate: tuple[str, ...]
 
 
-def execute(config: EvalConfig, run: Run, view: View, *, dry_run: bool, print_config: bool) -> int:
+def execute(config: EvalConfig, asked: Run, view: View, *, dry_run: bool, print_config: bool) -> int:
     """Evaluate, calibrate, plan or print, whichever was asked for, and return the exit code."""
     if print_config:
-        sys.stdout.write(to_yaml(config))
-        return 0
-    if run.out is None and (run.resume or run.restart):
+        return print_settings(config)
+    if asked.out is None and (asked.resume or asked.restart):
         raise UsageError("no folder with an interrupted run - --out", hint="add -o OUT as in that run")
-    if run.out is not None:
-        check_out(run.out, force=config.force)
-    if run.calibrate:
-        return _calibrate(config, run, view)
+    if asked.out is not None:
+        check_out(asked.out, force=config.force)
+    if asked.calibrate:
+        return _calibrate(config, asked, view)
     if not (config.model or config.generations):
         raise UsageError("nothing to evaluate - MODEL", hint="give a MODEL, or --generations FILE")
-    return _plan(config, view) if dry_run else _evaluate(config, run, view)
+    return _plan(config, view) if dry_run else _evaluate(config, asked, view)
 
 
 def _plan(config: EvalConfig, view: View) -> int:
     from ..core import pipeline
 
-    _print(pipeline.plan_evaluation(config), view, render.print_plan)
+    print_document(pipeline.plan_evaluation(config), view, render.print_plan)
     return 0
 
 
-def _calibrate(config: EvalConfig, run: Run, view: View) -> int:
-    with render.progress_bars(enabled=view.progress) as progress:
-        from ..core import pipeline
-
-        found = pipeline.calibrate(config, run.calibrate, progress=progress)
-    _print(found, view, render_eval.print_calibration)
+def _calibrate(config: EvalConfig, asked: Run, view: View) -> int:
+    found = run(lambda pipeline, **more: pipeline.calibrate(config, asked.calibrate, **more), view)
+    print_document(found, view, render_eval.print_calibration)
     return 0
 
 
-def _evaluate(config: EvalConfig, run: Run, view: View) -> int:
-    with render.progress_bars(enabled=view.progress) as progress:
-        progress("load libraries", 0, 1)
-        from ..core import pipeline
+def _evaluate(config: EvalConfig, asked: Run, view: View) -> int:
+    def evaluated(pipeline: Any, **more: Any) -> dict[str, Any]:
+        return pipeline.evaluate(config, asked.out, new_baseline=asked.new_baseline, resume=asked.resume,
+                                 restart=asked.restart, **more)
 
-        progress("load libraries", 1, 1)
-        found = pipeline.evaluate(config, run.out, new_baseline=run.new_baseline, resume=run.resume,
-                                  restart=run.restart, progress=progress)
-    _print(found, view, lambda results: render_eval.print_results(results, run.out, brief=view.quiet))
+    def shown(found: dict[str, Any]) -> None:
+        render_eval.print_results(found, asked.out, brief=view.quiet)
+
+    found = run(evaluated, view)
+    print_document(found, view, shown)
     if not view.quiet:
         render.print_warnings(found)
     if os.environ.get("GITHUB_ACTIONS") == "true":
@@ -74,9 +71,3 @@ def _evaluate(config: EvalConfig, run: Run, view: View) -> int:
 
         sys.stderr.writelines(f"{line}\n" for line in annotation_lines(found))
     return found["exit_code"]
-
-
-def _print(found: dict[str, Any], view: View, show: Any) -> None:
-    from ..core.report.write import report_text
-
-    sys.stdout.write(report_text(found)) if view.json else show(found)

@@ -57,7 +57,7 @@ def probe(  # one line an option: the command's page of help
     debug: Annotated[bool, Option("--debug", help="Show the traceback of a failure.")] = False,
 ) -> int:
     """Look at one checkpoint: what it is, who serves it, its losses, their surfaces and curvature."""
-    from .probing import execute
+    from .looking import execute
     from .running import View
 
     view = View(json=json, progress=not (no_progress or quiet), quiet=quiet)

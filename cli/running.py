@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,51 @@ class View:
     quiet: bool
 
 
+def print_settings(config: Any) -> int:
+    """Print the settings as YAML, which --config reads, and return 0."""
+    sys.stdout.write(to_yaml(config))
+    return 0
+
+
+def run(command: Callable[..., dict[str, Any]], view: View) -> dict[str, Any]:
+    """Run a command under its progress bars, the first of which is for the libraries.
+
+    Args:
+        command: Takes the module `pipeline`, and `progress`.
+        view: What the user wants to see.
+
+    Returns:
+        The document.
+    """
+    with render.progress_bars(enabled=view.progress) as progress:
+        progress("load libraries", 0, 1)
+        from ..core import pipeline
+
+        progress("load libraries", 1, 1)
+        return command(pipeline, progress=progress)
+
+
+def finished(command: Callable[..., dict[str, Any]], view: View, show: Callable[[dict[str, Any]], None]) -> int:
+    """Run a command, print its document as JSON or by `show`, then its warnings, and return its exit code."""
+    found = run(command, view)
+    print_document(found, view, show)
+    if not view.quiet:
+        render.print_warnings(found)
+    return found["exit_code"]
+
+
+def print_document(found: dict[str, Any], view: View, show: Callable[[dict[str, Any]], None]) -> None:
+    """Print a document as JSON, or by `show`."""
+    if view.json:
+        sys.stdout.write(report_text(found))
+    else:
+        show(found)
+
+
 def execute(config: RestoreConfig, out: Path | None, view: View, *, dry_run: bool, print_config: bool) -> int:
     """Run, plan or print, whichever was asked for, and return the exit code."""
     if print_config:
-        sys.stdout.write(to_yaml(config))
-        return 0
+        return print_settings(config)
     if out is not None:
         check_out(out, force=config.force)
     if dry_run:
@@ -41,28 +82,15 @@ def execute(config: RestoreConfig, out: Path | None, view: View, *, dry_run: boo
 def _plan(config: RestoreConfig, view: View) -> int:
     from ..core import pipeline
 
-    plan = pipeline.plan(config)
-    sys.stdout.write(report_text(plan)) if view.json else render.print_plan(plan)
+    print_document(pipeline.plan(config), view, render.print_plan)
     return 0
 
 
 def _restore(config: RestoreConfig, out: Path, view: View) -> int:
-    with render.progress_bars(enabled=view.progress) as progress:
-        progress("load libraries", 0, 1)
-        from ..core import pipeline
-
-        progress("load libraries", 1, 1)
-        report = pipeline.restore(config, out, progress=progress)
-    return _show(report, out, view)
-
-
-def _show(report: dict[str, Any], out: Path, view: View) -> int:
+    report = run(lambda pipeline, **more: pipeline.restore(config, out, **more), view)
     if report["status"] != "ok":
         return _show_refusal(report, view)
-    if view.json:
-        sys.stdout.write(report_text(report))
-    else:
-        render.print_report(report, out, brief=view.quiet)
+    print_document(report, view, lambda found: render.print_report(found, out, brief=view.quiet))
     if not view.quiet:
         render.print_warnings(report)
     return report["exit_code"]

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from ..core.config import ScoreConfig, to_yaml
+from ..core.config import ScoreConfig
 from ..core.errors import UsageError
 from ..core.report.staging import check_out
-from ..core.report.write import report_text
-from . import render, render_score
-from .running import View
+from . import render_score
+from .running import View, finished, print_settings
 
 
 @dataclass(frozen=True)
@@ -27,23 +26,13 @@ class Run:
 def execute(config: ScoreConfig, run: Run, view: View, *, print_config: bool) -> int:
     """Score, or print the settings, and return the exit code."""
     if print_config:
-        sys.stdout.write(to_yaml(config))
-        return 0
+        return print_settings(config)
     if run.out is None and (run.resume or run.restart):
         raise UsageError("no folder with an interrupted run - --out", hint="add -o OUT as in that run")
     if run.out is not None:
         check_out(run.out, force=config.force)
-    with render.progress_bars(enabled=view.progress) as progress:
-        progress("load libraries", 0, 1)
-        from ..core import pipeline
 
-        progress("load libraries", 1, 1)
-        found = pipeline.score(config, run.out, clean=run.clean, resume=run.resume, restart=run.restart,
-                               progress=progress)
-    if view.json:
-        sys.stdout.write(report_text(found))
-    else:
-        render_score.print_score(found, run.out, run.clean, brief=view.quiet)
-    if not view.quiet:
-        render.print_warnings(found)
-    return found["exit_code"]
+    def scored(pipeline: Any, **more: Any) -> dict[str, Any]:
+        return pipeline.score(config, run.out, clean=run.clean, resume=run.resume, restart=run.restart, **more)
+
+    return finished(scored, view, lambda found: render_score.print_score(found, run.out, run.clean, brief=view.quiet))

@@ -51,26 +51,27 @@ def main() -> None:
     chat = chat_format(AutoTokenizer.from_pretrained(SAMPLE / "base"))
     model = AutoModelForCausalLM.from_pretrained(SAMPLE / "base", dtype=torch.float32)
     sets = [read_records(str(SAMPLE / "records" / f"{name}.jsonl")).records for name in ("harmful", "benign")]
+    pad, ends = chat.pad_id, frozenset(chat.stop_ids)
     prompts = [list(chat.prompt_ids(record)) for records in sets for record in records]
 
     def plain(batches: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
         found: dict[int, tuple[int, ...]] = {}
         for batch in batches:
             width = max(len(prompts[i]) for i in batch)
-            ids = torch.tensor([[chat.pad_id] * (width - len(prompts[i])) + prompts[i] for i in batch])
+            ids = torch.tensor([[pad] * (width - len(prompts[i])) + prompts[i] for i in batch])
             mask = torch.tensor([[0] * (width - len(prompts[i])) + [1] * len(prompts[i]) for i in batch])
             out = model.generate(ids, attention_mask=mask, max_new_tokens=LONGEST, do_sample=False,
-                                 pad_token_id=chat.pad_id, eos_token_id=list(chat.stop_ids))
+                                 pad_token_id=pad, eos_token_id=list(ends))
             found.update(zip(batch, (cut(row) for row in out[:, width:].tolist()), strict=True))
         return [found[i] for i in range(len(prompts))]
 
     def cut(row: Sequence[int]) -> tuple[int, ...]:
-        end = next((i for i, token in enumerate(row) if token in chat.stop_ids), len(row))
+        end = next((i for i, token in enumerate(row) if token in ends), len(row))
         return tuple(row[:end])
 
     def ours() -> list[tuple[int, ...]]:
         return [answer.tokens for answer in generate(model, prompts, max_new_tokens=LONGEST, batch_size=BATCH,
-                                                     pad_id=chat.pad_id, eos_ids=chat.stop_ids)]
+                                                     pad_id=pad, eos_ids=tuple(ends))]
 
     in_order = [list(range(i, min(i + BATCH, len(prompts)))) for i in range(0, len(prompts), BATCH)]
     ways: dict[str, Callable[[], list[tuple[int, ...]]]] = {
