@@ -1,42 +1,55 @@
-"""What options have in common: settings from a file, and settings gathered for the calculation."""
+"""What commands have in common: options of one meaning, settings from a file, and settings for the calculation."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 
-from ..core.config import AnyConfig, CompareConfig, EvalConfig, ProbeConfig, RestoreConfig, ScoreConfig, read_yaml
+from ..core.config import AnyConfig, read_yaml
 
 Settings = TypeVar("Settings", bound=AnyConfig)
+Option = partial(typer.Option, show_envvar=False)
+FILES = "FILE[:FORMAT]"
+
+HarmfulFiles = Annotated[list[str], Option(metavar=FILES, help="Harmful prompts [built-in].")]
+BenignFiles = Annotated[list[str], Option(metavar=FILES, help="Benign look-alikes [built-in].")]
+MaxNewTokens = Annotated[int, Option(help="Longest generated answer, tokens.")]
+BatchSize = Annotated[int, Option(help="Rows a batch.")]
+Dtype = Annotated[str, Option(help="auto, bfloat16, float16 or float32.")]
+Device = Annotated[str, Option(help="auto, cpu, cuda[:N] or mps.")]
+DeviceMap = Annotated[str | None, Option(help="Spread the model: auto, balanced, ...")]
+MaxMemory = Annotated[str | None, Option(help="Memory a device may use, with --device-map.")]
+LoadIn = Annotated[str | None, Option(help="Quantise frozen weights: 4bit or 8bit.")]
+ChatTemplate = Annotated[str, Option(help="auto, none or FILE.")]
+SystemPrompt = Annotated[str | None, Option(help="System turn of every prompt.")]
+LowMemory = Annotated[bool, Option("--low-memory", help="Less memory, more time.")]
+Offline = Annotated[bool, Option("--offline", help="Never use the network.")]
+Force = Annotated[bool, Option("--force", help="Replace OUT; accept another recorded base.")]
+Resume = Annotated[bool, Option("--resume", help="Go on with an interrupted run.")]
+Restart = Annotated[bool, Option("--restart", help="Drop an interrupted run and begin again.")]
+DryRun = Annotated[bool, Option("--dry-run", help="Check everything, print the plan, load no weights.")]
+PrintConfig = Annotated[bool, Option("--print-config", help="Print the settings as YAML and stop.")]
+Json = Annotated[bool, Option("--json", help="Print the document as JSON on stdout.")]
+NoProgress = Annotated[bool, Option("--no-progress", help="No progress bars on stderr.")]
+Quiet = Annotated[bool, Option("--quiet", "-q", help="One line of result; no bars, no warnings.")]
+Debug = Annotated[bool, Option("--debug", help="Show the traceback of a failure.")]
 
 
-def read_defaults(context: typer.Context, path: Path | None) -> Path | None:
-    """Take the defaults of `restore` from `--config FILE`; flags and the environment stand above them."""
-    return _read(context, path, RestoreConfig)
+def config_file(kind: type[AnyConfig]) -> Any:
+    """Return the option `--config FILE`: defaults of a command, below its flags and the environment."""
+    def read(context: typer.Context, path: Path | None) -> Path | None:
+        if path is not None:
+            fields = {field.name: field for field in dataclasses.fields(kind)}
+            context.default_map = {name: _as_given(value, fields[name].default)
+                                   for name, value in read_yaml(path, fields).items()}
+        return path
 
-
-def read_eval_defaults(context: typer.Context, path: Path | None) -> Path | None:
-    """Take the defaults of `eval` from `--config FILE`."""
-    return _read(context, path, EvalConfig)
-
-
-def read_compare_defaults(context: typer.Context, path: Path | None) -> Path | None:
-    """Take the defaults of `compare` from `--config FILE`."""
-    return _read(context, path, CompareConfig)
-
-
-def read_probe_defaults(context: typer.Context, path: Path | None) -> Path | None:
-    """Take the defaults of `probe` from `--config FILE`."""
-    return _read(context, path, ProbeConfig)
-
-
-def read_score_defaults(context: typer.Context, path: Path | None) -> Path | None:
-    """Take the defaults of `score` from `--config FILE`."""
-    return _read(context, path, ScoreConfig)
+    return Option("--config", "-c", is_eager=True, callback=read, help="YAML of these settings; flags win over it.")
 
 
 def settings(given: Mapping[str, Any], kind: type[Settings]) -> Settings:
@@ -44,14 +57,6 @@ def settings(given: Mapping[str, Any], kind: type[Settings]) -> Settings:
     values: dict[str, Any] = {field.name: tuple(value) if isinstance(value := given[field.name], list) else value
                               for field in dataclasses.fields(kind)}
     return kind(**values)
-
-
-def _read(context: typer.Context, path: Path | None, kind: type[AnyConfig]) -> Path | None:
-    if path is not None:
-        fields = {field.name: field for field in dataclasses.fields(kind)}
-        context.default_map = {name: _as_given(value, fields[name].default)
-                               for name, value in read_yaml(path, fields).items()}
-    return path
 
 
 def _as_given(value: object, default: object) -> object:

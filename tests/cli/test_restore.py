@@ -41,7 +41,7 @@ def test_every_setting_is_an_option_with_the_same_default(pipeline: Pipeline) ->
                          ids=lambda field: field.name)
 def test_every_setting_can_be_changed_by_its_flag(pipeline: Pipeline, field: dataclasses.Field) -> None:
     special = {"objective": "match", "engine": "cg", "dtype": "float32", "redact": "all",
-               "gate_mode": "advisory", "method": "anchor-cg"}
+               "gate_mode": "advisory", "method": "anchor-cg", "strength": 0.5}
     together = {"strength": ["--method", "scale"], "unaligned": ["--method", "resta"]}.get(field.name, [])
     flag = f"--{field.name.replace('_', '-')}"
     if isinstance(field.default, bool):
