@@ -38,8 +38,44 @@ PUBLISHED = ("scale", "random", "prune-random", "antidote", "ascent", "ascent-no
 NEED_UNALIGNED = ("safelora", "resta")
 
 
+@dataclass(frozen=True, kw_only=True)
+class CommonConfig:
+    """What all commands share: how models are loaded and asked.
+
+    Attributes:
+        dtype: Of the weights; `auto` is as stored.
+        device: `auto` is the fastest there is.
+        device_map: Spreads a model over devices, as accelerate names it.
+        max_memory: Memory that each device may use, with `device_map`.
+        chat_template: `auto` (the tokenizer's own), `none`, or a file.
+        system_prompt: System turn of every prompt.
+        seed: Of samples, splits and draws.
+        offline: Never use the network.
+        force: Replace what is there; accept another recorded base.
+    """
+
+    dtype: str = "auto"
+    device: str = "auto"
+    device_map: str | None = None
+    max_memory: str | None = None
+    chat_template: str = "auto"
+    system_prompt: str | None = None
+    seed: int = 0
+    offline: bool = False
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse values that could only fail later.
+
+        Raises:
+            UsageError: A value outside its range, or a name that is no row of its table.
+        """
+        _one_of("dtype", self.dtype, DTYPES)
+        _not_negative("seed", self.seed)
+
+
 @dataclass(frozen=True)
-class RestoreConfig:
+class RestoreConfig(CommonConfig):
     """Everything that decides what `restore` writes. Field names are the flags with underscores.
 
     Attributes:
@@ -85,20 +121,11 @@ class RestoreConfig:
     max_new_tokens: int = 64
     batch_size: int = 32
     rank: int = 16
-    dtype: str = "auto"
-    device: str = "auto"
-    device_map: str | None = None
-    max_memory: str | None = None
     load_in: str | None = None
-    chat_template: str = "auto"
-    system_prompt: str | None = None
-    seed: int = 0
     low_memory: bool = False
     controls: bool = True
     gate: str | None = None
     gate_mode: str = "enforce"
-    offline: bool = False
-    force: bool = False
     redact: str = "auto"
 
     def __post_init__(self) -> None:
@@ -107,7 +134,7 @@ class RestoreConfig:
         Raises:
             UsageError: A value outside its range, or a name that is no row of its table.
         """
-        _one_of("dtype", self.dtype, DTYPES)
+        super().__post_init__()
         _one_of("gate_mode", self.gate_mode, GATE_MODES)
         _one_of("engine", self.engine, ENGINES)
         _one_of("redact", self.redact, ("auto", "all", "none"))
@@ -116,7 +143,6 @@ class RestoreConfig:
         for name in ("max_steps", "fit_rows", "held_out_rows", "max_new_tokens", "batch_size", "rank"):
             _positive(name, getattr(self, name))
         _positive("max_drift", self.max_drift)
-        _not_negative("seed", self.seed)
         _not_negative("hold_out_categories", self.hold_out_categories)
         _check_method(self)
 
@@ -159,7 +185,7 @@ SYSTEM_NAMES = ("auto", "base", "tuned", "restored")
 
 
 @dataclass(frozen=True)
-class EvalConfig:
+class EvalConfig(CommonConfig):
     """Everything that decides what `eval` measures. Field names are the flags with underscores.
 
     Attributes:
@@ -209,16 +235,7 @@ class EvalConfig:
     max_errors: int = -1
     max_new_tokens: int = 64
     batch_size: str = "auto"
-    dtype: str = "auto"
-    device: str = "auto"
-    device_map: str | None = None
-    max_memory: str | None = None
     load_in: str | None = None
-    chat_template: str = "auto"
-    system_prompt: str | None = None
-    seed: int = 0
-    offline: bool = False
-    force: bool = False
     redact: str = "auto"
 
     def __post_init__(self) -> None:
@@ -227,12 +244,11 @@ class EvalConfig:
         Raises:
             UsageError: A value outside its range, or a name that is no row of its table.
         """
-        _one_of("dtype", self.dtype, DTYPES)
+        super().__post_init__()
         _one_of("system", self.system, SYSTEM_NAMES)
         _one_of("gate_mode", self.gate_mode, GATE_MODES)
         _one_of("redact", self.redact, ("auto", "all", "none"))
         _positive("max_new_tokens", self.max_new_tokens)
-        _not_negative("seed", self.seed)
         if self.limit is not None:
             _positive("limit", self.limit)
         if self.batch_size != "auto" and not (self.batch_size.isdigit() and int(self.batch_size)):
@@ -252,7 +268,7 @@ class EvalConfig:
 
 
 @dataclass(frozen=True)
-class ProbeConfig:
+class ProbeConfig(CommonConfig):
     """Everything that decides what `probe` measures. Field names are the flags with underscores.
 
     Attributes:
@@ -289,17 +305,8 @@ class ProbeConfig:
     rank: int = 4
     max_new_tokens: int = 48
     batch_size: int = 32
-    dtype: str = "auto"
-    device: str = "auto"
-    device_map: str | None = None
-    max_memory: str | None = None
     load_in: str | None = None
-    chat_template: str = "auto"
-    system_prompt: str | None = None
-    seed: int = 0
     low_memory: bool = False
-    offline: bool = False
-    force: bool = False
 
     def __post_init__(self) -> None:
         """Refuse values that could only fail later.
@@ -307,11 +314,10 @@ class ProbeConfig:
         Raises:
             UsageError: A value outside its range, or a name that is no row of its table.
         """
-        _one_of("dtype", self.dtype, DTYPES)
+        super().__post_init__()
         for name in ("rows", "reach", "direction_rank", "probes", "eigenvalues", "rank", "max_new_tokens",
                      "batch_size"):
             _positive(name, getattr(self, name))
-        _not_negative("seed", self.seed)
         if self.points < 1 or self.points % 2 == 0:
             raise UsageError(f"must be odd - --points {self.points}", hint="give an odd number, such as 21: the middle "
                              "one is the checkpoint itself")
@@ -324,7 +330,7 @@ UNRELATED = ("shuffled", "reinitialised")
 
 
 @dataclass(frozen=True)
-class CompareConfig:
+class CompareConfig(CommonConfig):
     """Everything that decides what `compare` measures. Field names are the flags with underscores.
 
     Attributes:
@@ -360,15 +366,6 @@ class CompareConfig:
     unrelated: str = "shuffled"
     max_new_tokens: int = 64
     batch_size: int = 32
-    dtype: str = "auto"
-    device: str = "auto"
-    device_map: str | None = None
-    max_memory: str | None = None
-    chat_template: str = "auto"
-    system_prompt: str | None = None
-    seed: int = 0
-    offline: bool = False
-    force: bool = False
 
     def __post_init__(self) -> None:
         """Refuse values that could only fail later.
@@ -376,13 +373,12 @@ class CompareConfig:
         Raises:
             UsageError: A value outside its range, or a name that is no row of its table.
         """
-        _one_of("dtype", self.dtype, DTYPES)
+        super().__post_init__()
         _one_of("unrelated", self.unrelated, UNRELATED)
         for name in ("rows", "points", "directions", "rank", "draws", "top", "max_new_tokens", "batch_size"):
             _positive(name, getattr(self, name))
         _positive("reach", self.reach)
         _positive("step", self.step)
-        _not_negative("seed", self.seed)
         if self.points % 2 == 0 or self.points < 3:
             raise UsageError(f"must be odd and at least 3 - --points {self.points}", hint="give --points 7")
 
@@ -391,7 +387,7 @@ SCORE_WAYS = ("identity", "diagonal", "ekfac", "fisher", "cg", "datainf")
 
 
 @dataclass(frozen=True)
-class ScoreConfig:
+class ScoreConfig(CommonConfig):
     """Everything that decides what `score` finds. Field names are the flags with underscores.
 
     Attributes:
@@ -436,17 +432,8 @@ class ScoreConfig:
     max_new_tokens: int = 64
     batch_size: int = 32
     rank: int = 16
-    dtype: str = "auto"
-    device: str = "auto"
-    device_map: str | None = None
-    max_memory: str | None = None
     load_in: str | None = None
-    chat_template: str = "auto"
-    system_prompt: str | None = None
-    seed: int = 0
     low_memory: bool = False
-    offline: bool = False
-    force: bool = False
     redact: str = "auto"
 
     def __post_init__(self) -> None:
@@ -455,7 +442,7 @@ class ScoreConfig:
         Raises:
             UsageError: A value outside its range, or a name that is no row of its table.
         """
-        _one_of("dtype", self.dtype, DTYPES)
+        super().__post_init__()
         _one_of("way", self.way, SCORE_WAYS)
         _one_of("redact", self.redact, ("auto", "all", "none"))
         for term in self.objective.split("+"):
@@ -463,7 +450,6 @@ class ScoreConfig:
         for name in ("damping", "max_drift", "top", "fit_rows", "curvature_rows", "max_new_tokens", "batch_size",
                      "rank"):
             _positive(name, getattr(self, name))
-        _not_negative("seed", self.seed)
         if not 0 <= self.at <= 1:
             raise UsageError(f"must lie from 0 to 1 - --at {self.at}", hint="give 1 for the tuned model itself")
         _removal(self.remove)
