@@ -45,11 +45,15 @@ opposites, a skill in no fit set. Defaults were chosen on seeds 0 to 2; **result
 pooled over the seeds with Wilson 95% intervals (which treat the answers of one model as independent). `identity` is the
 null control of curvature: the same objective, budget and steps with plain gradients. "passes + products" are gradient
 passes over all fit rows and curvature products, by seed. "worded as the base" is the share of harmful prompts answered
-with the base's very words. Single results: `engines.jsonl`. Code at commit {commit}, torch {torch}, 2 cores.
+with the base's very words. Seconds were taken beside other work on two cores and tell an order of size only; memory is
+in [cost.md](cost.md). Single results: `engines.jsonl`. Code at commit
+{commit}, torch {torch}, one thread.
 
 ## Seeds 3 to 5: the result
 
 {reported}
+
+What was not chosen was not run again on these seeds but for the null control and `diagonal`.
 
 ## Seeds 0 to 2: what the defaults were chosen on
 
