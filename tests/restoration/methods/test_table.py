@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from saferestore.core.checkpoint.session import read_params
+from saferestore.core.checkpoint.session import LiveModel, read_params
 from saferestore.core.config import NEED_UNALIGNED, PUBLISHED
 from saferestore.core.errors import NumericalError, UsageError
 from saferestore.core.report.rows import STOPPED
@@ -16,15 +17,17 @@ from saferestore.core.restoration.methods.search import by_edit, by_training
 from saferestore.core.restoration.methods.table import METHODS, apply
 from saferestore.core.restoration.methods.train import Recipe
 
-from ...cases import WIDTH, live_model
+from ...cases import FAMILIES, WIDTH, live_model
 from .given import answered, inputs, save_weights, weights_of
 from .test_train import learn
 
 
-def given_for(folder: Path, **more) -> Inputs:
-    shapes = weights_of(read_params(live_model(rank=WIDTH)))
-    return inputs(live_model(rank=WIDTH), base_dir=save_weights(folder / "base", shapes, seed=1, size=0.1),
-                  unaligned=save_weights(folder / "unaligned", shapes, seed=2, size=0.1), **more)
+def given_for(folder: Path, live: LiveModel | None = None, *, transposed: bool = False, **more: Any) -> Inputs:
+    live = live or live_model(rank=WIDTH)
+    shapes = weights_of(read_params(live))
+    base, unaligned = (save_weights(folder / name, shapes, seed=seed, size=0.1, transposed=transposed)
+                       for seed, name in enumerate(("base", "unaligned")))
+    return inputs(live, base_dir=base, unaligned=unaligned, transposed=transposed, **more)
 
 
 def test_the_names_are_those_that_settings_allow() -> None:
@@ -78,6 +81,17 @@ def test_its_knob_goes_from_its_weakest_to_its_strongest_value(ran: tuple[str, I
     assert (sweep[0], sweep[-1]) == (knob.weakest, knob.strongest)
     assert sweep == sorted(sweep, reverse=knob.weakest > knob.strongest)
     assert min(sweep) <= ran[2].strength <= max(sweep)
+
+
+@pytest.mark.parametrize("family", ["qwen2", "gpt2"])
+def test_every_method_runs_on_biases_and_on_transposed_weights(family: str, tmp_path: Path) -> None:
+    for name in PUBLISHED:
+        live = live_model(family)
+        given = given_for(tmp_path / name, live, transposed=FAMILIES[family].transposed, max_passes=1)
+        outcome = apply(name, given).outcome
+        moved = any(not torch.equal(outcome.start.params[key], t) for key, t in outcome.point.params.items())
+        assert outcome.point.drift <= given.max_drift * (1 + 1e-9), name
+        assert moved == (outcome.stopped_because != "no_change"), name
 
 
 @pytest.mark.parametrize(("name", "value"), [("scale", 0.5), ("refusal-sft", 0.01), ("npo", 0.01)])
