@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from ..errors import UsageError
 
@@ -48,8 +49,9 @@ def rows_of(found: HubSet, *, offline: bool = False) -> Iterator[Mapping[str, ob
 
     offline = offline or bool(os.environ.get("HF_HUB_OFFLINE"))
     try:
-        yield from load_dataset(found.id, found.config, split=found.split, revision=found.revision,
-                                streaming=not offline, download_config=DownloadConfig(local_files_only=offline))
+        rows: Any = load_dataset(found.id, found.config, split=found.split, revision=found.revision,
+                                 streaming=not offline, download_config=DownloadConfig(local_files_only=offline))
+        yield from rows
     except (OSError, ValueError, RuntimeError) as error:
         why = str(error).strip().splitlines()
         raise UsageError(f"cannot read the data set - {found.id}[{found.split}]: {(why or ['no reason'])[0][:200]}",
