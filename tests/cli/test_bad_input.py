@@ -176,7 +176,8 @@ def test_a_model_that_is_not_there_is_wrong_usage(
 
 
 INTERRUPTED = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that runs tests in the background ignores it
 import saferestore.core.pipeline as pipeline
 from saferestore.cli.app import app
 

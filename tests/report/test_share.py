@@ -29,7 +29,7 @@ def test_the_command_repeats_every_setting_that_is_no_default() -> None:
     config = RestoreConfig(base="a b", tuned="t", task=("x.jsonl", "y.csv:alpaca"), max_drift=0.02, controls=False,
                            low_memory=True, system_prompt="be kind", force=True)
     assert command_line(config) == ("saferestore restore 'a b' t --task x.jsonl --task y.csv:alpaca --max-drift 0.02 "
-                                    "--system-prompt 'be kind' --low-memory --no-controls -o OUT")
+                                    "--low-memory --no-controls --system-prompt 'be kind' -o OUT")
 
 
 def test_settings_come_back_from_the_file_that_is_written(tmp_path: Path) -> None:
