@@ -2,7 +2,7 @@
 
 The safety cost of a module's change D is |D X|^2 over its inputs X on safe rows, so H = 2 X X' for every row of D (Lu
 et al. 2025, after the Optimal Brain Surgeon of Hassibi and Stork 1993). Keeping entry m costs d_m^2 / (2 [H^-1]_mm),
-its utility is d_m^2, and so entries are kept in the order of [H^-1]_mm, which is that of their columns.
+its utility is d_m^2, and so entries are kept in the order of [H^-1]_mm: column by column, the last one row by row.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def inverse_hessian(gram: Tensor) -> Tensor:
     return torch.linalg.inv(hessian + ridge * torch.eye(len(hessian), dtype=hessian.dtype, device=hessian.device))
 
 
-def kept_columns(change: Tensor, inverse: Tensor, share: float) -> Tensor:
-    """Return the columns that are kept: in falling order of [H^-1]_mm while the summed cost stays within the budget.
+def kept_entries(change: Tensor, inverse: Tensor, share: float) -> tuple[Tensor, int]:
+    """Return which entries are kept: in falling order of [H^-1]_mm while the summed cost stays within the budget.
 
     Args:
         change: D [out, in].
@@ -34,29 +34,35 @@ def kept_columns(change: Tensor, inverse: Tensor, share: float) -> Tensor:
         share: s, the budget as a share of the cost of keeping all; 1 keeps all, 0 none that costs anything.
 
     Returns:
-        Column numbers.
+        Column numbers in their order, and how many entries are kept: whole columns, then the first rows of the next.
     """
     diagonal = inverse.diagonal()
-    costs = change.double().square().sum(0) / (2 * diagonal)
     order = diagonal.argsort(descending=True, stable=True)
-    spent = costs[order].cumsum(0)
-    return order[spent <= share * spent[-1] * (1 + 1e-12)]
+    costs = change.double().square() / (2 * diagonal)
+    spent = costs[:, order].T.flatten().cumsum(0)
+    return order, int((spent <= share * spent[-1] * (1 + 1e-12)).sum())
 
 
-def compensated(change: Tensor, inverse: Tensor, kept: Tensor) -> Tensor:
-    """Return the change that has the kept columns of D and the others where the safety cost is then least.
+def compensated(change: Tensor, inverse: Tensor, order: Tensor, count: int) -> Tensor:
+    """Return the change that has the kept entries of D and the others where the safety cost is then least.
 
-    Minimising d H d' / 2 with d_Q fixed gives d = D_Q ([H^-1]_QQ)^-1 [H^-1]_Q: (Optimal Brain Surgeon, in blocks).
+    Minimising d H d' / 2 for a row d with d_Q fixed gives d = D_Q ([H^-1]_QQ)^-1 [H^-1]_Q: (Optimal Brain Surgeon, in
+    blocks); all rows have one Q, or one of two that differ by a column.
 
     Args:
         change: D [out, in].
         inverse: H^-1 [in, in].
-        kept: Q, column numbers.
+        order: Column numbers.
+        count: Entries kept, as from `kept_entries`.
     """
-    if not len(kept):
-        return torch.zeros_like(change)
-    if len(kept) == change.shape[1]:
+    if count == change.numel():
         return change
+    columns, rows = divmod(count, len(change))
+    parts = ((change[:rows], order[:columns + 1]), (change[rows:], order[:columns]))
+    return torch.cat([_least(part, inverse, kept) for part, kept in parts])
+
+
+def _least(change: Tensor, inverse: Tensor, kept: Tensor) -> Tensor:
     rows = inverse[kept]
     return torch.linalg.solve(rows[:, kept], change[:, kept].double().T).T.matmul(rows).to(change)
 
@@ -70,6 +76,6 @@ def safedelta(inputs: Inputs) -> Edit:
 
     def edit(share: float) -> Edited:
         return folded(inputs, start, lambda module, before: compensated(
-            before, inverses[module], kept_columns(before, inverses[module], share)))
+            before, inverses[module], *kept_entries(before, inverses[module], share)))
 
     return edit

@@ -124,9 +124,9 @@ METHODS: dict[str, Method] = {
                         "Djuhera et al. 2025, arXiv 2503.17239", "the subspace is that of the safety adapter, "
                         "trained on the safe rows, not of the unaligned model; the threshold is the median cosine",
                         Knob("weight of the safety adapter", 0.0, 1.0), by_edit(safemerge), ("adapter",)),
-    "safedelta": Method("columns of the change that cost safety least are kept, the rest compensates",
-                        "Lu et al. 2025, arXiv 2505.12038", "whole columns; inputs are the tuned model's; compensation "
-                        "is solved exactly", Knob("safety budget", 1.0, 0.0), by_edit(safedelta)),
+    "safedelta": Method("entries of the change that cost safety least are kept, the rest compensates",
+                        "Lu et al. 2025, arXiv 2505.12038", "inputs are the tuned model's; compensation is solved "
+                        "exactly", Knob("safety budget", 1.0, 0.0), by_edit(safedelta)),
     "ssd": Method("adapter entries that matter more for harmful than for retained answers are damped",
                   "Foster et al. 2024 (SSD), arXiv 2308.07707", "entries of the two factors; lambda 1",
                   Knob("alpha", 1e4, 1.0, True), by_edit(ssd), ("harmful", "adapter")),

@@ -8,7 +8,7 @@ from saferestore.core.checkpoint.session import read_params
 from saferestore.core.restoration.methods.compensate import (
     compensated,
     inverse_hessian,
-    kept_columns,
+    kept_entries,
     safedelta,
 )
 from torch import Tensor
@@ -30,29 +30,34 @@ def test_the_inverse_is_that_of_twice_the_gram_matrix_and_a_hundredth_of_its_mea
     torch.testing.assert_close(inverse_hessian(gram) @ hessian, torch.eye(7).double(), rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("share", [0.05, 0.3, 0.8])
-def test_kept_columns_cost_at_most_their_share_and_the_next_one_would_cost_more(share: float) -> None:
+@pytest.mark.parametrize("share", [0.05, 0.3, 0.8, 0.999])
+def test_kept_entries_cost_at_most_their_share_and_the_next_one_would_cost_more(share: float) -> None:
     change, gram = problem()
     inverse = inverse_hessian(gram)
-    costs = [float(change[:, m].square().sum() / (2 * inverse[m, m])) for m in range(7)]
-    kept = kept_columns(change, inverse, share).tolist()
-    order = sorted(range(7), key=lambda m: -float(inverse[m, m]))
-    assert kept == order[:len(kept)]
-    assert sum(costs[m] for m in kept) <= share * sum(costs)
-    assert sum(costs[m] for m in order[:len(kept) + 1]) > share * sum(costs)
+    order, count = kept_entries(change, inverse, share)
+    assert order.tolist() == sorted(range(7), key=lambda m: -float(inverse[m, m]))
+    costs = [float(change[row, m] ** 2 / (2 * inverse[m, m])) for m in order.tolist() for row in range(4)]
+    assert sum(costs[:count]) <= share * sum(costs) < sum(costs[:count + 1])
 
 
-def test_the_compensation_minimises_the_safety_cost_with_the_kept_columns_held() -> None:
+@pytest.mark.parametrize("count", [0, 3, 8, 10, 27])
+def test_the_compensation_minimises_the_safety_cost_with_the_kept_entries_held(count: int) -> None:
     change, gram = problem()
-    inverse, kept = inverse_hessian(gram), torch.tensor([5, 1, 2])
-    hessian, free = torch.linalg.inv(inverse), [0, 3, 4, 6]
-    found = compensated(change, inverse, kept)
-    torch.testing.assert_close(found[:, kept], change[:, kept])
-    torch.testing.assert_close((found @ hessian)[:, free], torch.zeros(4, 4).double(), rtol=0, atol=1e-8)
-    uncompensated = torch.zeros_like(change)
-    uncompensated[:, kept] = change[:, kept]
-    cost = [float(torch.einsum("oi,ij,oj->", d, hessian, d)) for d in (found, uncompensated)]
-    assert cost[0] < cost[1]
+    inverse, order = inverse_hessian(gram), torch.tensor([5, 1, 2, 0, 6, 4, 3])
+    hessian, kept = torch.linalg.inv(inverse), torch.zeros(4, 7, dtype=torch.bool)
+    for place in range(count):
+        kept[place % 4, order[place // 4]] = True
+    found = compensated(change, inverse, order, count)
+    torch.testing.assert_close(found[kept], change[kept])
+    slope = (found @ hessian)[~kept]
+    torch.testing.assert_close(slope, torch.zeros_like(slope), rtol=0, atol=1e-8)
+
+
+def test_a_little_less_than_the_full_budget_changes_little() -> None:
+    change, gram = problem()
+    found = compensated(change, inverse_hessian(gram), torch.arange(7), 27)
+    changed = (found - change).abs() > 1e-9
+    assert changed.sum() == 1 and changed[3, 6]
 
 
 def test_a_full_budget_returns_the_input_bit_for_bit_and_none_the_base() -> None:
