@@ -3,11 +3,11 @@ PYTHON ?= python3
 VENV ?= .venv
 READY := $(VENV)/.ready
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types unit venv clean
+.PHONY: help demo test lint types unit bench bench-quick venv clean
 
 help: ## this list
 	@echo "make TARGET, where TARGET is one of"
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-6s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-11s %s\n", $$1, $$2}' Makefile
 
 demo: $(READY) ## restore the sample model and show what came of it
 	@[ ! -f out/saferestore.json ] || rm -rf out
@@ -24,6 +24,12 @@ types: $(READY) ## pyright
 
 unit: $(READY) ## pytest, a process a core
 	$(VENV)/bin/pytest -n auto
+
+bench: $(READY) ## every method on three sample pairs: harm against drift (hours; goes on where it stopped)
+	$(VENV)/bin/python docs/benchmarks/frontier.py --pairs build/pairs
+
+bench-quick: $(READY) ## the same with six methods and few rows on the sample; writes build/frontier-quick.md
+	$(VENV)/bin/python docs/benchmarks/frontier.py --quick
 
 venv: $(READY) ## the virtual environment only
 
