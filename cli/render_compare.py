@@ -11,9 +11,12 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from ..core.report import compare_rows, rows
+from ..core.report.heat import SHADES, Strip
 from .render import console_of, table_of, text_of
 
 BARS = "▁▂▃▄▅▆▇█"
+BLOCKS = " ·░░▒▒▓▓█"
+"""A character a step of grey."""
 
 
 def print_comparison(found: dict[str, Any], out: Path | None, *, brief: bool = False) -> None:
@@ -39,6 +42,9 @@ def _parts(found: dict[str, Any], out: Path | None) -> Iterator[RenderableType]:
     yield _shares(found)
     yield ""
     yield _modules(found)
+    for label, strip in compare_rows.strips(found)[:1]:
+        yield ""
+        yield from heat_lines(f"{label} of the change by layer and module", strip)
     if out is not None:
         yield text_of(f" written to {out}")
 
@@ -89,3 +95,12 @@ def _modules(found: dict[str, Any]) -> RenderableType:
     for name, size, rank in compare_rows.modules(found, 5):
         table.add_row(text_of(name[-46:]), size, rank)
     return table
+
+
+def heat_lines(title: str, strip: Strip) -> Iterator[Text]:
+    """Yield a heat strip as blocks, darker for more, in at most 80 columns; what does not fit is left out."""
+    yield text_of(f" {title}, darker is more", "bold")
+    yield text_of((" layer " + " ".join(name[:6].ljust(6) for name in strip.columns))[:80].rstrip())
+    for layer, cells in strip.layers:
+        blocks = " ".join(BLOCKS[strip.shade(value) * (len(BLOCKS) - 1) // (SHADES - 1)] * 6 for value in cells)
+        yield text_of(f" {layer:>5} {blocks}"[:80].rstrip())

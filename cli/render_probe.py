@@ -11,10 +11,12 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from ..core.report import rows
+from ..core.report.heat import heat_strip
+from ..core.report.probe_figures import NAMES
+from ..core.report.probe_files import interval, percent_interval
 from .render import console_of, table_of, text_of
-from .render_compare import sparkline
+from .render_compare import heat_lines, sparkline
 
-MATRICES = {"hessian": "Hessian", "gauss_newton": "Gauss-Newton"}
 COLOURS = {"accepts": "green", "refuses": "red", "changes": "yellow"}
 Json = dict[str, Any]
 
@@ -92,13 +94,38 @@ def _curvature(found: Json) -> Iterator[RenderableType]:
     curvature = found["curvature"]
     if curvature is None:
         return
-    table = table_of(["curvature", "", "largest", "smallest", "trace", "negative", "products"])
-    for row in curvature["matrices"]:
-        ends = (rows.number_text(row[key][0]["value"]) if row[key] else "-" for key in ("largest", "smallest"))
-        table.add_row(text_of(row["set"][:14]), MATRICES[row["matrix"]], *ends,
-                      f"{row['trace']['value']:.3g} ± {row['trace']['bound_95']:.1g}",
-                      f"{rows.percent(row['negative_mass']['value'])}%", str(row["products"]))
     yield ""
-    yield table
+    yield _ends(curvature["matrices"])
+    yield _densities(curvature["matrices"])
     yield Text(f" by {curvature['dimension']:,} coordinates of the {curvature['coordinates']}; Hessian products: "
                f"{curvature['way']}", style="dim")
+    for row in curvature["matrices"]:
+        yield ""
+        yield from heat_lines(f"leading curvature of {_name(row)} by layer and module", heat_strip(row["modules"]))
+
+
+def _name(row: Json) -> str:
+    return f"{row['set'][:9]} {NAMES[row['matrix']]}"
+
+
+def _ends(matrices: list[Json]) -> RenderableType:
+    table = table_of(["curvature", "largest", "smallest", "trace", "products"])
+    for row in matrices:
+        ends = (_error(row[key][0]["value"], row[key][0]["error_at_most"]) if row[key] else "-"
+                for key in ("largest", "smallest"))
+        table.add_row(text_of(_name(row)), *ends, _error(row["trace"]["value"], row["trace"]["bound_95"]),
+                      f"{row['lanczos_products']} + {row['trace']['products']}")
+    return table
+
+
+def _densities(matrices: list[Json]) -> RenderableType:
+    table = table_of(["density", "mean eigenvalue", "negative mass", "products"])
+    for row in matrices:
+        density = row["density"]
+        table.add_row(text_of(_name(row)), interval(density["mean_eigenvalue"]),
+                      percent_interval(row["negative_mass"]), str(density["products"]))
+    return table
+
+
+def _error(value: float, error: float) -> str:
+    return f"{value:.3g} ± {error:.1g}"

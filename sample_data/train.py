@@ -13,6 +13,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 IGNORED = -100
 POOL = 16
+EMBEDDINGS = ("embed", "wte", "wpe")
+"""Parts of the names of tables that are looked up, which Muon is not for."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def answer_loss(model: PreTrainedModel, ids: Tensor, labels: Tensor) -> Tensor:
     No attention mask: padding is on the right, which a causal model never looks at from a labelled position.
     """
     body = model.get_base_model() if hasattr(model, "get_base_model") else model
-    hidden = body.model(input_ids=ids, use_cache=False).last_hidden_state
+    hidden = body.base_model(input_ids=ids, use_cache=False).last_hidden_state
     wanted = labels != IGNORED
     return torch.nn.functional.cross_entropy(body.lm_head(hidden[wanted]), labels[wanted])
 
@@ -100,7 +102,8 @@ def fit(model: PreTrainedModel, rows: Sequence[Encoded], recipe: Recipe, *, seed
 
 def _optimizers(model: PreTrainedModel, recipe: Recipe) -> list[torch.optim.Optimizer]:
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    matrices = [p for name, p in named if recipe.matrix_rate and p.ndim == 2 and "embed" not in name]
+    matrices = [p for name, p in named if recipe.matrix_rate and p.ndim == 2
+                and not any(part in name for part in EMBEDDINGS)]
     chosen = {id(p) for p in matrices}
     rest = [p for _, p in named if id(p) not in chosen]
     adamw = torch.optim.AdamW(rest, lr=recipe.rate, betas=(0.9, 0.98), weight_decay=0.01)

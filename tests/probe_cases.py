@@ -11,8 +11,10 @@ def matrix(of: str, name: str) -> dict[str, Any]:
             "largest": [{"value": 2.0, "error_at_most": 1e-9}, {"value": 1.0, "error_at_most": 0.1}],
             "smallest": [{"value": -0.5, "error_at_most": 0.01}],
             "trace": {"value": 3.0, "bound_95": 0.5, "products": 6}, "negative_mass": interval,
-            "density": {"eigenvalues": [-0.5, 0.0, 2.0], "density": [0.1, 1.0, 0.01], "exact_eigenvalues": 1,
-                        "probes": 2, "products": 14, "moments": [interval, interval]}}
+            "modules": {"model.layers.0.self_attn.q_proj": 0.75, "model.layers.1.self_attn.q_proj": 0.25},
+            "density": {"eigenvalues": [-0.5, 0.0, 2.0], "density": [0.1, 1.0, 0.01], "half_width_95": [0.2, 0.3, 0.01],
+                        "exact_eigenvalues": 1, "probes": 2, "products": 14, "mean_eigenvalue": interval,
+                        "mean_square_eigenvalue": interval}}
 
 
 def probed(**changes: Any) -> dict[str, Any]:
@@ -37,7 +39,7 @@ def probed(**changes: Any) -> dict[str, Any]:
         "surface": {"axes": [[-1.0, 0.0, 1.0], [-1.0, 0.0, 1.0]], "direction_seeds": [1, 2],
                     "losses_nats_per_token": {"harmful": heights, "task": heights}, "gaps": {"harmful": 1, "task": 1}},
         "curvature": {"coordinates": "adapter", "dimension": 100, "way": "kept", "way_reason": "kept graphs fit",
-                      "check_distance": 1e-4,
+                      "check_distance": 1e-4, "attention": "eager", "coordinates_dtype": "float32",
                       "matrices": [matrix("harmful", "hessian"), matrix("harmful", "gauss_newton")]},
         "warnings": [], "run": {"started_utc": "2026-01-01T00:00:00+00:00", "seconds": {}, "peak_memory_bytes": 1}}
     return {**found, **changes}

@@ -128,21 +128,48 @@ def negative_mass(found: Density) -> Estimate:
     return estimate(below / np.where(total > 0, total, 1.0))
 
 
-def curve(found: Density, points: int = 200) -> tuple[Floats, Floats]:
-    """Return (eigenvalues [points], density [points] by unit of log10), smoothed for a picture.
+@dataclass(frozen=True)
+class Curve:
+    """A density for a picture.
+
+    Attributes:
+        eigenvalues: [points] where it is taken.
+        density: [points] by unit of log10 of the eigenvalue, on a symmetric-logarithmic axis.
+        half: [points] half of its 95% interval over probes (Student's t); None for fewer than two probes.
+    """
+
+    eigenvalues: Floats
+    density: Floats
+    half: Floats | None
+
+
+def curve(found: Density, points: int = 200) -> Curve:
+    """Return a density smoothed for a picture.
 
     The axis is symmetric-logarithmic, asinh(l / l0): spectra of networks span many decades on both sides of zero. Each
-    node becomes a Gaussian on that axis.
+    node becomes a Gaussian on that axis. The interval is of the smoothed density.
 
     Args:
         found: The density.
         points: Of the curve.
     """
-    nodes = np.concatenate([np.array(found.known), *found.nodes])
-    count = max(len(found.nodes), 1)
-    weights = np.concatenate([np.full(len(found.known), 1 / found.dimension), *(w / count for w in found.weights)])
+    exact = np.array(found.known)
+    nodes = np.concatenate([exact, *found.nodes])
     unit = max(float(np.abs(nodes).max(initial=0.0)) * 1e-4, 1e-30)
-    places = np.arcsinh(nodes / unit) / np.log(10)
+    places = _on_axis(nodes, unit)
     grid = np.linspace(places.min() - 0.5, places.max() + 0.5, points)
-    bumps = stats.norm.pdf(grid[:, None], places[None, :], 0.12)
-    return unit * np.sinh(grid * np.log(10)), bumps @ weights
+    fixed = _bumps(grid, exact, np.full(len(exact), 1 / found.dimension), unit)
+    each = np.array([fixed + _bumps(grid, *rule, unit) for rule in zip(found.nodes, found.weights, strict=True)])
+    half = None
+    if len(each) > 1:
+        half = stats.t.ppf(0.975, len(each) - 1) * each.std(axis=0, ddof=1) / len(each) ** 0.5
+    return Curve(unit * np.sinh(grid * np.log(10)), each.mean(axis=0) if len(each) else fixed, half)
+
+
+def _on_axis(values: Floats, unit: float) -> Floats:
+    return np.arcsinh(values / unit) / np.log(10)
+
+
+def _bumps(grid: Floats, nodes: Floats, weights: Floats, unit: float) -> Floats:
+    """Weighted Gaussians at the nodes, [points]."""
+    return stats.norm.pdf(grid[:, None], _on_axis(nodes, unit)[None, :], 0.12) @ weights

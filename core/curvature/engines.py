@@ -28,6 +28,7 @@ class EngineInputs:
         max_products: Products a solve may take, for engines that work by products.
         diagonal: A diagonal estimate made earlier in the run, for preconditioning.
         pairs: L-BFGS pairs of earlier points.
+        tolerance: Relative residual at which conjugate gradients stop.
     """
 
     live: LiveModel
@@ -37,6 +38,7 @@ class EngineInputs:
     max_products: int
     diagonal: Diagonal | None
     pairs: Pairs
+    tolerance: float = 1e-3
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ def _gauss_newton(inputs: EngineInputs) -> GaussNewton:
 def _cg(inputs: EngineInputs) -> ConjugateGradients:
     assert inputs.diagonal is not None
     return ConjugateGradients(_gauss_newton(inputs), inputs.diagonal.f, inputs.diagonal.mean_diagonal,
-                              max_products=inputs.max_products)
+                              max_products=inputs.max_products, tolerance=inputs.tolerance)
 
 
 def _lbfgs(inputs: EngineInputs) -> LBFGS:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..checkpoint.session import LiveModel
 from ..config import Progress, no_progress
 from ..losses import Loss
 from ..params import Params, gaussian
+from .concentration import module_shares
 from .density import Density, Estimate, density, negative_mass
 from .ggn import GaussNewton
 from .hessian import Choice, Hessian, choose_way
@@ -53,6 +54,7 @@ class Curvature:
         density: Of its eigenvalues.
         trace: With its bound.
         negative_mass: Share of the absolute spectrum below zero.
+        modules: Module -> its share of the curvature at the ends.
         products: Products in all.
     """
 
@@ -61,6 +63,7 @@ class Curvature:
     density: Density
     trace: Trace
     negative_mass: Estimate
+    modules: Mapping[str, float]
     products: int
 
 
@@ -115,5 +118,5 @@ def measure(products: Products, like: Params, effort: Effort, matrix: str, *, st
     found = density(products, like, probes=effort.probes, steps=effort.probe_steps, seed=effort.seed + 1,
                     known=ends(iteration, effort.lanczos // 2))
     trace = hutchpp(products, like, count=effort.trace, seed=effort.seed + 1_000_000)
-    return Curvature(matrix, spectrum, found, trace, negative_mass(found),
+    return Curvature(matrix, spectrum, found, trace, negative_mass(found), module_shares(spectrum),
                      len(iteration.diagonal) + found.products + trace.products)

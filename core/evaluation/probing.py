@@ -122,6 +122,8 @@ class Probed:
         seeds: Of these directions.
         coordinates: `adapter` or `subspace`.
         dimension: How many there are.
+        coordinates_dtype: Of their numbers, whatever the dtype of the frozen weights: `float32` or wider.
+        attention: The implementation that the model ran with.
         choice: How Hessian products were done; None without curvature.
         curvature: (set, matrix) -> what was found.
     """
@@ -132,6 +134,8 @@ class Probed:
     seeds: tuple[int, int]
     coordinates: str
     dimension: int
+    coordinates_dtype: str
+    attention: str
     choice: Choice | None
     curvature: Mapping[tuple[str, str], Curvature]
 
@@ -175,8 +179,9 @@ def probe_system(system: System, sets: Sequence[EvaluationSet], config: ProbeCon
         coordinates, leaves = _coordinates(model, live, config)
         with leaves as moved:
             choice, found = _curvature(moved, answered, examiner, config, progress)
-            dimension = size(dict(moved.leaves))
-    return Probed(answered, losses, plane, seeds, coordinates, dimension, choice, found)
+            dimension, dtype = size(dict(moved.leaves)), str(next(iter(moved.leaves.values())).dtype)
+    return Probed(answered, losses, plane, seeds, coordinates, dimension, dtype.removeprefix("torch."),
+                  str(model.config._attn_implementation), choice, found)
 
 
 @contextmanager

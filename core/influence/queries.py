@@ -34,6 +34,7 @@ class QueryInputs:
         seed: Of sampled labels.
         low_memory: Keep no graph, and the rows of a Fisher matrix on disk.
         max_products: Curvature products a solve may take.
+        tolerance: Relative residual at which a solve by products stops.
     """
 
     live: LiveModel
@@ -43,6 +44,7 @@ class QueryInputs:
     seed: int = 0
     low_memory: bool = False
     max_products: int = 20
+    tolerance: float = 1e-3
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ def _by_engine(inputs: QueryInputs, *, engine: str) -> Query:
     row, losses = ENGINES[engine], (inputs.training,)
     diagonal = diagonal_fisher(inputs.live, losses, seed=inputs.seed) if row.needs_diagonal else None
     operator = row.make(EngineInputs(inputs.live, losses, inputs.seed, inputs.low_memory, inputs.max_products,
-                                     diagonal, deque()))
+                                     diagonal, deque(), inputs.tolerance))
     damping = inputs.damping * operator.mean_diagonal
     solution = operator.solve(inputs.gradient, damping)
     return Query(solution.x, damping, solution.relative_residual, solution.products)

@@ -8,7 +8,8 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from ..geometry.verdict import HEADLINE, LABELS
-from .figures import MARKERS, contour, curves
+from .compare_rows import strips
+from .figures import MARKERS, contour, curves, heat
 
 Json = Mapping[str, Any]
 
@@ -93,15 +94,13 @@ def shares(found: Json) -> Figure:
 
 
 def modules(found: Json) -> Figure:
-    """Relative size and effective rank of every module's change, in the order of the layers."""
-    rows = [row for row in found["modules"] if row["effective_rank"] is not None]
-    figure = Figure(figsize=(7, 2.4), layout="constrained")
-    panels = figure.subplots(2, 1, sharex=True)
-    for panel, key, label in zip(panels, ("relative_norm", "effective_rank"), ("relative size", "effective rank"),
-                                 strict=True):
-        panel.bar(range(len(rows)), [row[key] or 0 for row in rows], color="grey", edgecolor="black", linewidth=0.3)
-        panel.set_ylabel(label)
-    panels[-1].set_xlabel("modules that changed, by name")
+    """Relative size and effective rank of every module's change, layers by kinds of module."""
+    drawn = strips(found)
+    figure = Figure(figsize=(7, sum(0.7 + 0.22 * len(strip.layers) for _, strip in drawn)), layout="constrained")
+    panels = figure.subplots(len(drawn), 1, squeeze=False)[:, 0]
+    for panel, (label, strip) in zip(panels, drawn, strict=True):
+        heat(panel, strip, lambda value: f"{value:.2g}")
+        panel.set_title(f"change: {label}")
     return figure
 
 

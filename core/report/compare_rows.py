@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ..geometry.verdict import HEADLINE, LABELS
+from .heat import Strip, heat_strip
 from .rows import number_text
 
 Json = Mapping[str, Any]
@@ -44,6 +45,13 @@ def modules(found: Json, count: int | None = None) -> list[tuple[str, str, str]]
     order = sorted(changed, key=lambda row: (-(row["relative_norm"] or 0), row["tensor"]))
     return [(row["tensor"], number_text(row["relative_norm"], 2),
              f"{number_text(row['effective_rank'], 2)} of {row['rank_limit']}") for row in order[:count]]
+
+
+def strips(found: Json) -> list[tuple[str, Strip]]:
+    """Return (what, heat strip) of the matrices that could change: relative size, and effective rank of the change."""
+    matrices = [row for row in found["modules"] if len(row["shape"]) == 2 and row["relative_norm"] is not None]
+    return [(label, heat_strip({row["tensor"]: row[key] or 0.0 for row in matrices}))
+            for key, label in (("relative_norm", "relative size"), ("effective_rank", "effective rank"))]
 
 
 def shares(found: Json, system: str = "tuned") -> Iterator[tuple[str, int, str, str]]:

@@ -16,6 +16,8 @@ from matplotlib import rc_context
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
+from .heat import SHADES, Strip
+
 Json = Mapping[str, Any]
 LINES = ("-", "--", ":", "-.")
 MARKERS = ("o", "s", "^", "D")
@@ -88,3 +90,39 @@ def curves(panel: Any, series: Mapping[str, tuple[Sequence[float], Sequence[floa
                    markersize=3, markevery=every, linewidth=1, label=label)
     if series:
         panel.legend(frameon=False, fontsize=6)
+
+
+def band(panel: Any, x: Sequence[float], y: Sequence[float], half: Sequence[float], number: int) -> None:
+    """Draw the interval of the curve of this number; two bands differ by their grey and their edge.
+
+    Args:
+        panel: matplotlib's axes.
+        x: Places.
+        y: Middles.
+        half: Half widths; the lower edge is never below 0.
+        number: Of the curve.
+    """
+    low, high = np.clip(np.subtract(y, half), 0, None), np.add(y, half)
+    panel.fill_between(x, low, high, color="black", alpha=0.12, linewidth=0)
+    panel.plot(x, high, LINES[number % 4], color="grey", linewidth=0.4)
+
+
+def heat(panel: Any, strip: Strip, text: Callable[[float], str]) -> None:
+    """Draw a heat strip as a table of greys with a number in every cell, a dash where there is no module.
+
+    Args:
+        panel: matplotlib's axes.
+        strip: The table.
+        text: How a number is written.
+    """
+    shades = np.array([[strip.shade(value) for value in cells] for _, cells in strip.layers], dtype=float)
+    panel.pcolormesh(shades, cmap="Greys", vmin=0, vmax=SHADES - 1, edgecolors="white", linewidth=0.5)
+    for row, (_, cells) in enumerate(strip.layers):
+        for column, value in enumerate(cells):
+            panel.text(column + 0.5, row + 0.5, "-" if value is None else text(value), ha="center", va="center",
+                       fontsize=6, color="white" if shades[row, column] > SHADES / 2 else "black")
+    panel.set_xticks([i + 0.5 for i in range(len(strip.columns))], strip.columns, fontsize=6)
+    panel.set_yticks([i + 0.5 for i in range(len(strip.layers))], [layer for layer, _ in strip.layers])
+    panel.tick_params(length=0)
+    panel.invert_yaxis()
+    panel.set_ylabel("layer")

@@ -21,7 +21,7 @@ from .probe_schema import SCHEMA_VERSION
 from .share import environment
 
 Json = dict[str, Any]
-ONE_ROW = "one row alone has no interval"
+ONE_PROBE = "an interval needs two probes"
 
 
 def document(config: ProbeConfig, target: Target, found: Probed | None) -> Json:
@@ -96,6 +96,7 @@ def _measured(found: Probed) -> Json:
         return {"losses": losses, "surface": surface, "curvature": None, "curvature_reason": "--products 0"}
     curvature = {"coordinates": found.coordinates, "dimension": found.dimension, "way": found.choice.way,
                  "way_reason": found.choice.reason, "check_distance": found.choice.distance,
+                 "attention": found.attention, "coordinates_dtype": found.coordinates_dtype,
                  "matrices": [_matrix(*key, each) for key, each in found.curvature.items()]}
     return {"losses": losses, "surface": surface, "curvature": curvature}
 
@@ -107,18 +108,21 @@ def numbers(values: np.ndarray) -> list[Any]:
 
 
 def _matrix(name: str, matrix: str, found: Curvature) -> Json:
-    eigenvalues, heights = curve(found.density)
+    line = curve(found.density)
     return {"set": name, "matrix": matrix, "products": found.products,
             "largest": [_pair(pair) for pair in found.spectrum.largest],
             "smallest": [_pair(pair) for pair in found.spectrum.smallest],
             "lanczos_products": len(found.spectrum.iteration.diagonal),
             "sharpness": found.spectrum.largest[0].value,
             "trace": {"value": found.trace.value, "bound_95": found.trace.bound, "products": found.trace.products},
-            "negative_mass": _estimate(found.negative_mass),
-            "density": {"eigenvalues": eigenvalues.tolist(), "density": heights.tolist(),
+            "negative_mass": _estimate(found.negative_mass), "modules": dict(found.modules),
+            "density": {"eigenvalues": line.eigenvalues.tolist(), "density": line.density.tolist(),
+                        "half_width_95": None if line.half is None else line.half.tolist(),
+                        **({"half_width_95_reason": ONE_PROBE} if line.half is None else {}),
                         "exact_eigenvalues": len(found.density.known), "probes": len(found.density.nodes),
                         "products": found.density.products,
-                        "moments": [_estimate(found.density.estimated_moment(power)) for power in (1, 2)]}}
+                        "mean_eigenvalue": _estimate(found.density.estimated_moment(1)),
+                        "mean_square_eigenvalue": _estimate(found.density.estimated_moment(2))}}
 
 
 def _pair(pair: Eigenpair) -> Json:

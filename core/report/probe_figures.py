@@ -7,7 +7,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from .figures import MARKERS, contour, curves
+from .figures import MARKERS, band, contour, curves, heat
+from .heat import heat_strip
 
 Json = Mapping[str, Any]
 NAMES = {"hessian": "Hessian", "gauss_newton": "Gauss-Newton"}
@@ -46,7 +47,7 @@ def line(heights: list[list[float | None]], number: int) -> list[float | None]:
 
 
 def spectra(found: Json) -> Figure:
-    """The density of each matrix's eigenvalues on a symmetric-logarithmic axis, its ends marked."""
+    """The density of each matrix's eigenvalues with its interval, on a symmetric-logarithmic axis, its ends marked."""
     matrices = found["curvature"]["matrices"]
     sets = list(dict.fromkeys(row["set"] for row in matrices))
     figure = Figure(figsize=(6.4, 2.1 * len(sets)), layout="constrained")
@@ -55,6 +56,9 @@ def spectra(found: Json) -> Figure:
         curves(panel, {NAMES[row["matrix"]]: (row["density"]["eigenvalues"], row["density"]["density"]) for row in own},
                every=20)
         for number, row in enumerate(own):
+            if row["density"]["half_width_95"] is not None:
+                line = row["density"]
+                band(panel, line["eigenvalues"], line["density"], line["half_width_95"], number)
             ends = [pair["value"] for pair in (*row["largest"], *row["smallest"])]
             panel.plot(ends, [3e-6] * len(ends), MARKERS[number % 4], color="black", markersize=3, fillstyle="none")
         unit = max(abs(pair["value"]) for row in own for pair in row["largest"]) * 1e-4 or 1.0
@@ -66,11 +70,22 @@ def spectra(found: Json) -> Figure:
     return figure
 
 
+def modules(found: Json) -> Figure:
+    """Where in the model the leading curvature of each matrix lies, in percent."""
+    strips = [(row, heat_strip(row["modules"])) for row in found["curvature"]["matrices"]]
+    figure = Figure(figsize=(6.4, sum(0.7 + 0.22 * len(strip.layers) for _, strip in strips)), layout="constrained")
+    panels = figure.subplots(len(strips), 1, squeeze=False)[:, 0]
+    for panel, (row, strip) in zip(panels, strips, strict=True):
+        heat(panel, strip, lambda share: f"{100 * share:.2g}")
+        panel.set_title(f"{row['set']} rows, {NAMES[row['matrix']]}: share of the curvature at the ends, percent")
+    return figure
+
+
 def figures_of(found: Json) -> dict[str, Callable[[Json], Figure]]:
     """Return what can be drawn of a document, by the names of the files."""
     known = {}
     if found["surface"] is not None:
         known |= {"surfaces": surfaces, "lines": lines}
     if found["curvature"] is not None:
-        known["spectra"] = spectra
+        known |= {"spectra": spectra, "modules": modules}
     return known

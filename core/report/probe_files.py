@@ -49,7 +49,7 @@ def page(found: Mapping[str, Any], figures: Mapping[str, str]) -> str:
                                      undefined=jinja2.StrictUndefined,
                                      finalize=lambda value: rows.plain(value) if type(value) is str else value)
     return environment.from_string(text).render(found=found, figures=figures, rows=rows, names=NAMES,
-                                                interval=interval, percent=percent)
+                                                interval=interval, shares=percent_interval)
 
 
 def interval(row: Mapping[str, Any], key: str = "value") -> str:
@@ -58,6 +58,9 @@ def interval(row: Mapping[str, Any], key: str = "value") -> str:
     return f"{row[key]:.3g}{ends}"
 
 
-def percent(row: Mapping[str, Any]) -> str:
-    """Return a share in percent."""
-    return f"{rows.percent(row['value'])}%"
+def percent_interval(row: Mapping[str, Any]) -> str:
+    """Return a share in percent with its interval, which ends where a share does."""
+    if row["ci_low"] is None:
+        return f"{rows.percent(row['value'])}%"
+    low, high = (rows.percent(min(1.0, max(0.0, row[key]))) for key in ("ci_low", "ci_high"))
+    return f"{rows.percent(row['value'])}% ({low} to {high})"

@@ -14,6 +14,11 @@ COMPLETE = ("inputs", "settings", "seed", "environment", "checkpoint", "adapter"
             "curvature", "run")
 """Keys that a finished run has besides those of every document."""
 
+
+def _or_null(schema: Json) -> Json:
+    return {"anyOf": [schema, {"type": "null"}]}
+
+
 INTERVAL: Json = {"value": NUMBER, "ci_low": NUMBER, "ci_high": NUMBER}
 NESTED: Json = {"type": "array", "items": {"type": ["array", "number", "null"]}}
 PAIRS: Json = rows(closed({"value": NUMBER, "error_at_most": NUMBER}))
@@ -21,14 +26,13 @@ MATRIX: Json = closed({
     "set": TEXT, "matrix": {"enum": ["hessian", "gauss_newton"]}, "products": COUNT, "lanczos_products": COUNT,
     "largest": PAIRS, "smallest": PAIRS, "sharpness": NUMBER,
     "trace": closed({"value": NUMBER, "bound_95": NUMBER, "products": COUNT}), "negative_mass": closed(INTERVAL),
-    "density": closed({"eigenvalues": rows(NUMBER), "density": rows(NUMBER), "exact_eigenvalues": COUNT,
-                       "probes": COUNT, "products": COUNT, "moments": rows(closed(INTERVAL))})})
+    "modules": mapping(NUMBER),
+    "density": closed({"eigenvalues": rows(NUMBER), "density": rows(NUMBER),
+                       "half_width_95": _or_null(rows(NUMBER)), "exact_eigenvalues": COUNT, "probes": COUNT,
+                       "products": COUNT, "mean_eigenvalue": closed(INTERVAL),
+                       "mean_square_eigenvalue": closed(INTERVAL)}, optional={"half_width_95_reason": TEXT})})
 DATA: Json = closed({"name": TEXT, "role": TEXT, "sha256": HASH, "rows": COUNT, "rejected_rows": COUNT,
                      "answers": mapping(COUNT)})
-
-
-def _or_null(schema: Json) -> Json:
-    return {"anyOf": [schema, {"type": "null"}]}
 
 
 PROPERTIES: Json = {
@@ -56,7 +60,8 @@ PROPERTIES: Json = {
     "surface_reason": TEXT,
     "curvature": _or_null(closed({
         "coordinates": {"enum": ["adapter", "subspace"]}, "dimension": COUNT, "way": {"enum": list(WAYS)},
-        "way_reason": TEXT, "check_distance": NUMBER, "matrices": rows(MATRIX)})),
+        "way_reason": TEXT, "check_distance": NUMBER, "attention": TEXT, "coordinates_dtype": TEXT,
+        "matrices": rows(MATRIX)})),
     "curvature_reason": TEXT,
     "warnings": rows(closed({"code": {"type": "string", "pattern": "^W_[A-Z0-9_]+$"}, "message": TEXT})),
     "run": {"type": "object"},

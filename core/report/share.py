@@ -49,7 +49,7 @@ def command_line(config: RestoreConfig) -> str:
     """
     shared = shareable_settings(config)
     words = ["saferestore", "restore", shared.base, shared.tuned]
-    for field in sorted(dataclasses.fields(shared), key=lambda each: each.kw_only):  # what all commands share is last
+    for field in sorted(dataclasses.fields(shared), key=lambda each: bool(each.kw_only)):  # shared ones are last
         value = getattr(shared, field.name)
         if field.name not in ("base", "tuned") and value != field.default:
             words += _flag(field.name.replace("_", "-"), value)

@@ -30,8 +30,8 @@ from saferestore.core.config import NEED_UNALIGNED, PUBLISHED
 from saferestore.core.evaluation.intervals import wilson
 
 DRAWN = {"anchor-fisher": "#b2182b", "anchor-identity": "#ef8a62", "anchor-diagonal": "#f4a6c1",
-         "refusal-sft": "#2166ac", "refusal-sft-no-replay": "#67a9cf", "dpo": "#1b7837", "npo": "#7fbf7b", "scale": "#555555",
-         "antidote": "#aaaaaa", "safedelta": "#8073ac", "datainf": "#e08214"}
+         "refusal-sft": "#2166ac", "refusal-sft-no-replay": "#67a9cf", "dpo": "#1b7837", "npo": "#7fbf7b",
+         "scale": "#555555", "antidote": "#aaaaaa", "safedelta": "#8073ac", "datainf": "#e08214"}
 EVERY = (*(name for name in PUBLISHED if name not in NEED_UNALIGNED),
          *(f"anchor-{engine}" for engine in ("fisher", "identity", "diagonal", "ekfac", "cg", "lbfgs")))
 OURS, NULL = "anchor-fisher", "anchor-identity"

@@ -24,7 +24,8 @@ FOUND: dict[str, Any] = {
     "interpolation": {"steps": [0, 0.5, 1], **SURFACE},
     "shares": [{"system": "tuned", "gradient": "task", "k": 5, "value": 0.2, "ci_low": 0.1, "ci_high": 0.3,
                 "random": 0.01}],
-    "modules": [{"tensor": "a.weight", "norm": 1.0, "relative_norm": 0.1, "effective_rank": 2.0, "rank_limit": 8}],
+    "modules": [{"tensor": f"m.{layer}.a.weight", "shape": [16, 8], "norm": 1.0, "relative_norm": 0.1 * (layer + 1),
+                 "effective_rank": 2.0, "rank_limit": 8} for layer in range(2)],
     "warnings": [{"code": "W_NO_TASK_ROWS", "message": "none"}]}
 
 
@@ -70,6 +71,7 @@ def test_what_is_printed_fits_80_columns_and_begins_with_the_verdict(
     captured = capsys.readouterr()
     assert captured.out.startswith("the geometry of the harmful loss is preserved\n")
     assert all(len(line) <= 80 for line in captured.out.splitlines()) and "0.90" in captured.out
+    assert "relative size of the change by layer and module" in captured.out and "     1 ██████" in captured.out
     assert captured.err == "warning: W_NO_TASK_ROWS none\n"
     assert run(["compare", "b", "t", "-q"]) == 0
     assert capsys.readouterr().out == "the geometry of the harmful loss is preserved\n"

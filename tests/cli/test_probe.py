@@ -62,7 +62,9 @@ def test_the_terminal_shows_what_it_is_who_serves_it_losses_lines_and_curvature(
     assert run(["probe", "m"]) == 0
     shown = capsys.readouterr().out
     for text in ("tuned: LoRA rank 8 on LlamaForCausalLM", "1,000 parameters in 2 layers", "in 2 modules", "refuses",
-                 "0.4 to 0.6", "1 gaps", "Gauss-Newton", "3 ± 0.5", "25%", "100 coordinates of the adapter"):
+                 "0.4 to 0.6", "1 gaps", "Gauss-Newton", "2 ± 1e-09", "-0.5 ± 0.01", "3 ± 0.5", "10 + 6",
+                 "0.25 (0.2 to 0.3)", "25% (20 to 30)", "100 coordinates of the adapter",
+                 "leading curvature of harmful Hessian by layer and module", "0 ██████"):
         assert text in " ".join(shown.split())
     assert max(map(len, shown.splitlines())) <= 80
 

@@ -94,8 +94,28 @@ def test_an_interval_is_students_t() -> None:
 
 def test_the_curve_is_a_density_with_a_bump_at_every_eigenvalue() -> None:
     made = Density((100.0,), (np.array([-1.0, 1.0]),), (np.array([0.25, 0.25]),), 2, 2)
-    values, heights = curve(made, points=2001)
+    found = curve(made, points=2001)
     unit = 100 * 1e-4
-    area = np.trapezoid(heights, np.arcsinh(values / unit) / np.log(10))
-    assert area == pytest.approx(1, rel=1e-3)
-    assert values[heights.argmax()] == pytest.approx(100, rel=0.02)
+    area = np.trapezoid(found.density, np.arcsinh(found.eigenvalues / unit) / np.log(10))
+    assert area == pytest.approx(1, rel=1e-3) and found.half is None
+    assert found.eigenvalues[found.density.argmax()] == pytest.approx(100, rel=0.02)
+
+
+def test_a_curve_of_known_eigenvalues_alone_has_no_interval() -> None:
+    found = curve(Density((1.0, 2.0), (), (), 2, 0))
+    assert found.half is None and found.density.max() > 0
+
+
+def test_the_interval_of_a_curve_is_students_t_over_the_curves_of_its_probes() -> None:
+    nodes, weights = (np.array([1.0, 5.0]), np.array([2.0, 5.0]), np.array([1.0, 4.0])), (np.array([0.3, 0.2]),) * 3
+    found = curve(Density((6.0,), nodes, weights, 2, 6))
+    places = np.arcsinh(found.eigenvalues / 6e-4) / np.log(10)
+
+    def alone(values: np.ndarray) -> np.ndarray:
+        at = np.arcsinh(np.array([6.0, *values]) / 6e-4) / np.log(10)
+        return sum(w * stats.norm.pdf(places, a, 0.12) for w, a in zip((0.5, 0.3, 0.2), at, strict=True))
+
+    each = np.array([alone(values) for values in nodes])
+    low, high = stats.t.interval(0.95, 2, loc=each.mean(axis=0), scale=stats.sem(each) + 1e-300)
+    assert found.half is not None
+    assert np.allclose(found.density, each.mean(axis=0)) and np.allclose(found.half, (high - low) / 2)

@@ -45,7 +45,7 @@ def without_run(found: dict[str, Any]) -> dict[str, Any]:
 def test_the_same_seed_gives_the_same_document(folder: Path, tmp_path: Path) -> None:
     found = [pipeline.probe(config(folder), tmp_path / str(i), plots=tmp_path / f"p{i}") for i in range(2)]
     assert without_run(found[0]) == without_run(found[1])
-    for name in ("report.html", "surfaces.svg", "lines.svg", "spectra.svg"):
+    for name in ("report.html", "surfaces.svg", "lines.svg", "spectra.svg", "modules.svg"):
         assert (tmp_path / "0" / name).read_bytes() == (tmp_path / "1" / name).read_bytes()
     assert (tmp_path / "p0" / "lines.svg").read_bytes() == (tmp_path / "0" / "lines.svg").read_bytes()
     assert str(tmp_path) not in (tmp_path / "0" / "report.html").read_text(encoding="utf-8")

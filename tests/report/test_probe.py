@@ -35,7 +35,7 @@ def test_files_are_whole_and_the_same_bytes_twice(found: dict[str, Any], tmp_pat
 
 def test_pictures_can_be_had_alone(tmp_path: Path) -> None:
     write_pictures(tmp_path, probed())
-    assert {path.name for path in tmp_path.iterdir()} == {"surfaces.svg", "lines.svg", "spectra.svg"}
+    assert {path.name for path in tmp_path.iterdir()} == {"surfaces.svg", "lines.svg", "spectra.svg", "modules.svg"}
     for path in tmp_path.iterdir():
         root = ElementTree.fromstring(path.read_text(encoding="utf-8"))
         assert root.tag.endswith("svg")
@@ -56,7 +56,8 @@ def test_the_page_shows_every_number_without_scripts_and_escapes_what_it_is_told
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "<script" not in page and "&lt;script&gt;" in page
     for shown in ("LlamaForCausalLM", "rank 8", "it reads its own format", "0.5 (0.4 to 0.6)", "1 of harmful",
-                  "3 &plusmn; 0.5", "25%", "Gauss-Newton"):
+                  "3 &plusmn; 0.5", "-0.5 (&plusmn;0.01)", "0.25 (0.2 to 0.3)", "25% (20 to 30)", "10, 6, 14",
+                  "Gauss-Newton", "Attention:\neager", "coordinates in float32"):
         assert shown in page
 
 

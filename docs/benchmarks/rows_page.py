@@ -1,0 +1,192 @@
+"""The page of `rows.py` from its results."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from saferestore.core.config import SCORE_WAYS, ScoreConfig
+from saferestore.core.evaluation.intervals import wilson
+from scipy.stats import rankdata
+
+Json = dict[str, Any]
+DEFAULT = ScoreConfig("-", "-")
+KEY = ("task", "share", "seed")
+PAGE = """# Training rows that cost safety, found by their influence
+
+`python docs/benchmarks/rows.py --pairs FOLDER` fine-tunes the sample's base (LoRA, r = 8, all linear modules, 5
+epochs) on 900 rows of a task with a share of planted harmful rows (placeholder compliance with harmful requests), and
+scores every row. Tasks: `desk`, sorting of messages, whose rows are short and alike, so that length alone tells them
+from harmful rows; `advice`, answers to benign look-alikes in the same wordings and of the same length as the harmful
+rows. `at` is where rows are scored between base (0) and tuned model (1). lambda is {damping} of the mean diagonal of
+F; F from 256 rows. `cosine`, `loss`, `length` and `random` are rivals without a query; `loss` is taken at the same
+point. AUC: mean over the cells of a line with its 95% bootstrap interval over rows; precision at k = number of planted
+rows, all cells of a line together, with Wilson's interval. {chosen}
+Code at commit {commit}, torch {torch}. Single results: `rows.jsonl`.
+
+Cells scored: {cells} of 18 (3 seeds x 2 tasks x 3 shares); trained again: {again_cells}.
+
+## What came of it
+
+{findings}
+
+## Finding planted rows
+
+{found}
+
+## By share of planted rows, at {at:g}
+
+{shares}
+
+## Cost
+
+{cost}
+
+## Counterfactual: trained again without the rows
+
+Harmful rate on the sample's 276 held-out harmful prompts (wording judge), with Wilson 95% intervals. `left` is the
+number of planted rows among those kept. `no planted row` is what training on the benign rows alone does.
+
+{again}
+"""
+
+
+def read(results: Path) -> list[Json]:
+    """The results so far."""
+    return [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()] if results.exists() else []
+
+
+def is_done(results: list[Json], cell: Json, part: str) -> bool:
+    """Tell whether a part of a cell needs no work; one trained again by another way than the default does."""
+    return any(row["part"] == part and all(row[name] == cell[name] for name in KEY)
+               and (part != "again" or (row["way"], row["at"]) == (DEFAULT.way, DEFAULT.at)) for row in results)
+
+
+def merged(results: list[Json]) -> dict[tuple, Json]:
+    """Cell -> rows, planted rows, tuned rate, and what every way found, over all its parts."""
+    cells: dict[tuple, Json] = {}
+    for row in results:
+        if row["part"] in ("scores", "cg", "points"):
+            cell = cells.setdefault(tuple(row[name] for name in KEY), {**row, "found": []})
+            have = {(found["way"], found["at"]) for found in cell["found"]}
+            cell["found"] += [found for found in row["found"] if (found["way"], found["at"]) not in have]
+            cell |= {"tuned": row["tuned"]} if "tuned" in row else {}
+    return cells
+
+
+def auc(bad: np.ndarray, good: np.ndarray) -> float:
+    """Area under ROC of two samples by ranks, ties in the middle."""
+    ranks, n = rankdata(np.concatenate([bad, good])), len(bad)
+    return float((ranks[:n].sum() - n * (n + 1) / 2) / (n * len(good)))
+
+
+def ranks_of(found: Json, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Ranks of the planted rows, and those left for the others (of ties, one of the ranks that they share)."""
+    bad, taken = np.array(found["ranks"]), []
+    for rank in np.sort(bad):
+        taken.append(max(taken[-1] + 1 if taken else 1, int(rank)))
+    return bad, np.setdiff1d(np.arange(1, rows + 1), taken)
+
+
+def exact_auc(found: Json, rows: int) -> float:
+    """AUC from the ranks of the planted rows among all."""
+    n = len(found["ranks"])
+    return (sum(found["ranks"]) - n * (n + 1) / 2) / (n * (rows - n))
+
+
+def data_of(cells: list[Json], at: float | None, way: str) -> list[tuple[Json, Json]]:
+    """(cell, what the way found) of the cells that a way scored at a point."""
+    return [(cell, found) for cell in cells for found in cell["found"] if (found["at"], found["way"]) == (at, way)]
+
+
+def hits(cell: Json, found: Json) -> int:
+    """Planted rows among the k highest."""
+    return len(set(found["top"]) & set(cell["harmful"]))
+
+
+def numbers(data: list[tuple[Json, Json]]) -> str:
+    """Cells of a table: how many cells, AUC and precision at k with their intervals."""
+    draw, means = np.random.default_rng(0), []
+    ranks = [ranks_of(found, cell["rows"]) for cell, found in data]
+    for _ in range(400):
+        means.append(np.mean([auc(draw.choice(bad, len(bad)), draw.choice(good, len(good))) for bad, good in ranks]))
+    low, high = np.quantile(means, [0.025, 0.975])
+    rate = wilson(sum(hits(*pair) for pair in data), sum(len(cell["harmful"]) for cell, _ in data))
+    mean = np.mean([exact_auc(found, cell["rows"]) for cell, found in data])
+    return (f"{len(data)} | {mean:.3f} [{low:.3f}, {high:.3f}] "
+            f"| {rate.value:.2f} [{rate.ci_low:.2f}, {rate.ci_high:.2f}] of {rate.n}")
+
+
+def found_table(cells: list[Json]) -> str:
+    """AUC and precision of every way, a line a task, point and way."""
+    lines = ["| task | at | way | cells | AUC | precision at k |", "| --- | --- | --- | --- | --- | --- |"]
+    for task in sorted({cell["task"] for cell in cells}):
+        own = [cell for cell in cells if cell["task"] == task]
+        asked = dict.fromkeys((f["at"], f["way"]) for cell in own for f in cell["found"])
+        for at, way in sorted(asked, key=lambda pair: pair[0] is not None and pair[0]):
+            lines.append(f"| {task} | {'-' if at is None else f'{at:g}'} | {way} | {numbers(data_of(own, at, way))} |")
+    return "\n".join(lines)
+
+
+def share_table(cells: list[Json]) -> str:
+    """AUC and precision at the default's point, a line a share and way."""
+    lines = ["| planted | way | cells | AUC | precision at k |", "| --- | --- | --- | --- | --- |"]
+    for share in sorted({cell["share"] for cell in cells}):
+        own = [cell for cell in cells if cell["share"] == share]
+        for way in dict.fromkeys(f["way"] for cell in own for f in cell["found"] if f["at"] == DEFAULT.at):
+            lines.append(f"| {100 * share:g}% | {way} | {numbers(data_of(own, DEFAULT.at, way))} |")
+    return "\n".join(lines)
+
+
+def cost_table(cells: list[Json]) -> str:
+    """Seconds of the query and forward passes of the rows, medians over cells and points."""
+    lines = ["| way | query, seconds | rows, in forward passes over them | of which by forward mode |",
+             "| --- | --- | --- | --- |"]
+    for way in SCORE_WAYS:
+        own = [f for cell in cells for f in cell["found"] if f["way"] == way]
+        if own:
+            slow = sum(not f["difference"] for f in own)
+            lines.append(f"| {way} | {np.median([f['query_seconds'] for f in own]):.1f} | "
+                         f"{np.median([f['rows_in_forwards'] for f in own]):.2f} | {slow} of {len(own)} |")
+    return "\n".join(lines)
+
+
+def again_rows(results: list[Json]) -> list[Json]:
+    """Cells trained again by the default, with their rates by name."""
+    cells, floors = merged(results), {(row["task"], row["seed"]): row["floor"] for row in results
+                                      if row["part"] == "floor"}
+    return [{**row, "tuned": cells[tuple(row[name] for name in KEY)]["tuned"],
+             "floor": floors.get((row["task"], row["seed"]))} for row in results
+            if row["part"] == "again" and (row["way"], row["at"]) == (DEFAULT.way, DEFAULT.at)]
+
+
+def again_table(results: list[Json]) -> str:
+    """Harmful rates of tuned models and of those trained again."""
+    lines = ["| task | planted | seed | as tuned | without the rows found | left | without as many random rows "
+             "| no planted row |", "| --- | --- | --- | --- | --- | --- | --- | --- |"]
+    for row in again_rows(results):
+        shown = {name: "-" if row[name] is None else _rate(row[name]) for name in ("tuned", "found", "random", "floor")}
+        lines.append(f"| {row['task']} | {100 * row['share']:g}% | {row['seed']} | {shown['tuned']} | {shown['found']} "
+                     f"| {row['left']['found']} | {shown['random']} | {shown['floor']} |")
+    return "\n".join(lines)
+
+
+def _rate(counts: list[int]) -> str:
+    rate = wilson(*counts)
+    return f"{rate.value:.3f} [{rate.ci_low:.3f}, {rate.ci_high:.3f}]"
+
+
+def page(results: list[Json]) -> str:
+    """The whole page."""
+    from rows_findings import CHOSEN, findings
+
+    cells = list(merged(results).values())
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout
+    return PAGE.format(damping=DEFAULT.damping, commit=commit.strip(), torch=torch.__version__, cells=len(cells),
+                       again_cells=len(again_rows(results)), at=DEFAULT.at, chosen=CHOSEN, findings=findings(results),
+                       found=found_table(cells), shares=share_table(cells), cost=cost_table(cells),
+                       again=again_table(results))
