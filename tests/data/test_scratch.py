@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from saferestore.core.data.scratch import is_small, scratch_tensor
+from saferestore.core.errors import SaferestoreError
 
 
 @pytest.mark.parametrize("on_disk", [False, True])
@@ -39,6 +41,47 @@ def test_a_folder_that_cannot_be_written_is_an_os_error(tmp_path: Path, monkeypa
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
     with pytest.raises(OSError, match="missing"):
         scratch_tensor((10,), torch.float32, on_disk=True)
+
+
+@pytest.mark.parametrize("reason", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_named_before_anything_is_written(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: int):
+    def full(*_: int) -> None:
+        raise OSError(reason, os.strerror(reason))
+
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(SaferestoreError, match="no space left") as caught:
+        scratch_tensor((10,), torch.float32, on_disk=True)
+    assert str(tmp_path) in caught.value.what and "TMPDIR" in caught.value.hint
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_failures_of_the_disk_keep_their_own_words(monkeypatch: pytest.MonkeyPatch):
+    def broken(*_: int) -> None:
+        raise OSError(errno.EIO, "broken")
+
+    monkeypatch.setattr(os, "posix_fallocate", broken, raising=False)
+    with pytest.raises(OSError, match="broken"):
+        scratch_tensor((10,), torch.float32, on_disk=True)
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="the system cannot reserve room")
+def test_the_room_of_a_tensor_on_disk_is_reserved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A file with holes would be found too large only when a page is written, by a signal that ends the process."""
+    blocks = []
+    real = os.unlink
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(os, "unlink", lambda path: (blocks.append(os.stat(path).st_blocks), real(path)))
+    scratch_tensor((100_000,), torch.float32, on_disk=True)
+    assert 512 * blocks[0] >= 400_000
+
+
+def test_where_room_cannot_be_reserved_the_file_still_has_its_length(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delattr(os, "posix_fallocate", raising=False)
+    made = scratch_tensor((1000,), torch.float32, on_disk=True)
+    made.fill_(2.0)
+    assert float(made.sum()) == 2000
 
 
 def test_small_is_a_quarter_of_the_free_memory(monkeypatch: pytest.MonkeyPatch):
