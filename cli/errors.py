@@ -13,6 +13,7 @@ import typer
 
 from ..core.errors import SaferestoreError
 from ..core.report.rows import plain
+from ..core.report.staging import MAKE_ROOM, is_full_disk
 
 UNEXPECTED = "run it again with --debug for the traceback"
 
@@ -41,6 +42,8 @@ def failure(error: BaseException) -> Failure:
         return Failure(error.what, error.hint, error.exit_code)
     if isinstance(error, typer.TyperException):
         return _usage(error)
+    if is_full_disk(error):
+        return Failure(f"no space left on the disk - {getattr(error, 'filename', None) or error}", MAKE_ROOM, 1)
     name = type(error).__name__
     code, what, hint = REMEDIES.get(name, (1, "", UNEXPECTED))
     return Failure(what or f"{name}: {error}", hint, code)

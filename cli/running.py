@@ -71,7 +71,7 @@ def execute(config: RestoreConfig, out: Path | None, view: View, *, dry_run: boo
     if print_config:
         return print_settings(config)
     if out is not None:
-        check_out(out, force=config.force)
+        check_out(out, force=config.force, reads=config.reads)
     if dry_run:
         return _plan(config, view)
     if out is None:

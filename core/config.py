@@ -146,6 +146,12 @@ class RestoreConfig(CommonConfig):
         _not_negative("hold_out_categories", self.hold_out_categories)
         _check_method(self)
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """References and files that a run reads."""
+        one = (self.base, self.tuned, self.unaligned, self.gate, self.chat_template)
+        return (*(name for name in one if name), *self.harmful, *self.safe, *self.task, *self.benign, *self.untouched)
+
     def resolved(self) -> RestoreConfig:
         """Return the settings with the objective and engine that the method's name says."""
         objective, engine = PAIRS.get(self.method, (self.objective, self.engine))
@@ -420,7 +426,7 @@ class ScoreConfig(CommonConfig):
     task: tuple[str, ...] = ()
     benign: tuple[str, ...] = ()
     objective: str = "anchor"
-    way: str = "diagonal"
+    way: str = "ekfac"
     at: float = 0.2
     damping: float = 0.1
     max_drift: float = 0.01

@@ -57,6 +57,10 @@ class ChatFormat:
         answer = full[len(head):] if joined else _ids(self.tokenizer, whole[len(before):])
         return _up_to_end_of_turn(answer, self.tokenizer)
 
+    def shows(self, word: str) -> bool:
+        """Tell whether a prompt holds what a user says: any text is a Jinja template, most say the same every time."""
+        return word in self._text([Message("user", word)])
+
     @property
     def stop_ids(self) -> tuple[int, ...]:
         """Ids that end an answer, sorted: the end-of-sequence token and the special token that ends a turn."""
@@ -103,15 +107,18 @@ def chat_format(tokenizer: PreTrainedTokenizerBase, template: str = "auto",
         The format.
 
     Raises:
-        MismatchError: `auto`, and the tokenizer has no template.
+        MismatchError: `auto`, and the tokenizer has no template; or a template that leaves out what a user says.
     """
     if template == "none":
         return ChatFormat(tokenizer, None, system)
-    if template != "auto":
-        return ChatFormat(tokenizer, _read(Path(template)), system)
-    if not tokenizer.chat_template:
+    if template == "auto" and not tokenizer.chat_template:
         raise MismatchError("no chat template - the checkpoint's tokenizer has none", hint=TEMPLATE_HINT)
-    return ChatFormat(tokenizer, str(tokenizer.get_chat_template()), system)
+    text = str(tokenizer.get_chat_template()) if template == "auto" else _read(Path(template))
+    chat = ChatFormat(tokenizer, text, system)
+    if not chat.shows("q7x"):
+        raise MismatchError(f"a chat template that leaves out what the user says - --chat-template {template}",
+                            hint=TEMPLATE_HINT)
+    return chat
 
 
 def _read(path: Path) -> str:

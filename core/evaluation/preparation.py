@@ -108,11 +108,12 @@ def prepare(session: Session, examiner: Examiner, rows: Selection, *, objective:
         brief = replace(examiner, max_new_tokens=min(examiner.max_new_tokens, REFUSAL_TOKENS))
         base |= brief.ask_sets(model, {"retain_fit": rows.retain}, "what the base model refuses")
         _check_base(base["harmful_fit"], rows.safe_answers)
+        given = sum(record.prompt in rows.safe_answers for record in rows.harmful)
         safe = examiner.batches(_safe_pairs(examiner, base["harmful_fit"], rows.safe_answers))
         if not safe:
             raise UsageError("no usable harmful prompt - no fit row has a safe answer",
                              hint="give more prompts with --harmful FILE, or safe answers with --safe FILE")
-        data = _safety_data(model, safe, harmful, needs_log_p="match" in objective.split("+"), on_disk=on_disk)
+        data = _safety_data(model, safe, given, harmful, needs_log_p="match" in objective.split("+"), on_disk=on_disk)
         losses = {"base": held_out_losses(model, held_harmful, task)}
     live = session.adapter()
     retain, refused = _retain_pairs(examiner, rows.retain, tuned["retain_fit"], base["retain_fit"])
@@ -187,7 +188,7 @@ def _check_base(answers: Sequence[Answer], safe: Mapping[str, str]) -> None:
 
 def _safe_pairs(examiner: Examiner, answers: Sequence[Answer],
                 safe: Mapping[str, str]) -> list[tuple[Record, Sequence[int]]]:
-    """Safe answers: the given one, else the base's own where it refused."""
+    """Safe answers: first those given, then the base's own where it refused."""
     given = [(a.record, examiner.chat.answer_ids(a.record, safe[a.record.prompt]))
              for a in answers if a.record.prompt in safe]
     own = [(a.record, examiner.answer_tokens(a)) for a in answers
@@ -205,10 +206,12 @@ def _retain_pairs(examiner: Examiner, records: Sequence[Record], tuned: Sequence
     return pairs, len(records) - len(kept)
 
 
-def _safety_data(model: Any, safe: Sequence[Batch], harmful: Sequence[Batch], *, needs_log_p: bool,
+def _safety_data(model: Any, safe: Sequence[Batch], given: int, harmful: Sequence[Batch], *, needs_log_p: bool,
                  on_disk: bool) -> SafetyData:
-    loss = _finite("of the base on safe answers", cross_entropy("anchor", safe).value(model))
-    return SafetyData(safe, loss, harmful, _row_means(model, harmful),
+    """Return what S is made of; the first `given` safe answers are not the base's own."""
+    sums, tokens = row_losses(model, safe)
+    _finite("of the base on safe answers", float(sums.sum()))
+    return SafetyData(safe, float(sums[given:].sum() / tokens.sum()), harmful, _row_means(model, harmful),
                       _reference(model, harmful, on_disk) if needs_log_p else None)
 
 

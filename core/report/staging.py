@@ -7,24 +7,26 @@ import errno
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ..errors import SaferestoreError, UsageError
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
-MAKE_ROOM = "free some space, or give -o a folder on another disk"
+MAKE_ROOM = "free some space, or use another disk"
 
 
-def check_out(out: Path, *, force: bool = False) -> None:
+def check_out(out: Path, *, force: bool = False, reads: Iterable[str] = ()) -> None:
     """Refuse an OUT that could not be written at the end; called before any work is done.
 
     Args:
         out: The folder to write; its parents need not exist.
         force: Whether a non-empty folder may be replaced.
+        reads: References and `FILE[:FORMAT]` that the run reads: replacing OUT must not take them away.
 
     Raises:
-        UsageError: OUT is a file, holds files (without `force`), or lies where nothing can be made.
+        UsageError: OUT is a file, holds files (without `force`), holds what is read or worked in (even with it), or
+            lies where nothing can be made.
         SaferestoreError: The disk is full.
     """
     with _as_usable(out):
@@ -33,6 +35,8 @@ def check_out(out: Path, *, force: bool = False) -> None:
         if out.is_dir() and not force and any(out.iterdir()):
             raise UsageError(f"OUT is not empty - {out}",
                              hint="give -o another folder, or --force to replace it")
+        if held := next(_needed_in(out.resolve(), reads), None):
+            raise UsageError(f"OUT would replace {held} - {out}", hint="give -o a folder of its own")
         _remove(_make(_workplace(out.resolve())))
 
 
@@ -65,6 +69,14 @@ def staged(out: Path, *, force: bool = False) -> Iterator[Path]:
         if is_full_disk(error):
             raise SaferestoreError(f"no space left on the disk - {out}", hint=MAKE_ROOM) from error
         raise
+
+
+def _needed_in(target: Path, reads: Iterable[str]) -> Iterator[str]:
+    """Name what lies in `target`, or is it, and must not be replaced."""
+    parts = [part for text in reads for part in (text, *text.split("+"), text.rpartition(":")[0], text.split("@")[0])]
+    known = {**{part: Path(part).expanduser() for part in parts if part},
+             "the folder you work in": Path.cwd(), "your home": Path.home()}
+    yield from (name for name, path in known.items() if path.exists() and path.resolve().is_relative_to(target))
 
 
 def _workplace(target: Path) -> Path:

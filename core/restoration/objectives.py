@@ -18,7 +18,8 @@ class SafetyData:
 
     Attributes:
         safe: Prompts with safe answers.
-        base_safe_loss: The base's cross-entropy on them, nats per token.
+        base_safe_loss: What the base's cross-entropy on them is where they are its own, nats per token; an answer that
+            was given to a base that may never say it counts as 0, which is to be neared.
         harmful: Prompts with harmful answers, those that the tuned model still refuses left out; may be empty.
         base_row_losses: [rows], the base's mean loss of each harmful row, nats per token.
         base_log_p: The base's log-probabilities along the harmful answers; None where no objective needs them.

@@ -91,6 +91,17 @@ def test_a_template_that_fails_is_named_as_the_cause(tokenizer: Tokenizer, quest
         ChatFormat(tokenizer, template).prompt_ids(question)
 
 
+@pytest.mark.parametrize("text", ["", "Hello.", "{{ bos_token }}q7", "{% for m in messages %}{{ m.role }}{% endfor %}"])
+def test_a_template_that_leaves_out_what_the_user_says_is_refused(
+        tokenizer: Tokenizer, tmp_path: Path, text: str) -> None:
+    """Any file is a Jinja template: each prompt would come out as the same words."""
+    path = tmp_path / "notes.txt"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(MismatchError, match="leaves out what the user says") as caught:
+        chat_format(tokenizer, str(path))
+    assert "notes.txt" in caught.value.what and "--chat-template none" in caught.value.hint
+
+
 def test_a_date_in_a_template_is_the_same_tomorrow(tokenizer: Tokenizer, question: Record) -> None:
     dated = ("{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y %H %M %S') %}{% endif %}"
              "{{ date_string }}")

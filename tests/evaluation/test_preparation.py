@@ -165,6 +165,19 @@ def test_with_safe_answers_the_base_need_not_refuse(session: Session) -> None:
     assert answers_in(session, made.problem.safety[0].batches) == ["No."] * 5
 
 
+def test_only_the_base_s_own_answers_have_a_value_to_come_back_to(session: Session) -> None:
+    """What a base that does not refuse makes of a given answer is no aim: a run would stop before its first step."""
+    given = {row.prompt: "No." for row in HARMFUL[:2]}
+    part = prepared(session, selected(safe=given)).problem.safety[0].target
+    with session.base() as model:
+        own = loss_of(model, session, [(row, REFUSAL) for row in HARMFUL[2:]])
+    chat = examiner(session).chat
+    of_own, of_given = 3 * len(chat.answer_ids(HARMFUL[0], REFUSAL)), 2 * len(chat.answer_ids(HARMFUL[0], "No."))
+    assert part == pytest.approx(own * of_own / (of_own + of_given), rel=1e-5)
+    whole = prepared(session, selected(safe={row.prompt: "No." for row in HARMFUL}), base=refuses())
+    assert whole.problem.safety[0].target == 0.0
+
+
 def test_no_fit_row_with_a_safe_answer_is_refused(session: Session) -> None:
     with pytest.raises(UsageError, match="no usable harmful prompt") as caught:
         prepared(session, replace(selected(), harmful=()))

@@ -100,6 +100,31 @@ def test_a_file_is_no_folder_to_write(tmp_path: Path) -> None:
         check_out(tmp_path / "out", force=True)
 
 
+@pytest.mark.parametrize("typed", ["in/base", "in/base@main", "in/base+in/tuned", "hub/id+in/tuned", "in/rows.csv:prompt"])
+def test_what_is_read_is_never_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("in/base", "in/tuned"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "in" / "rows.csv").write_text("prompt\n", encoding="utf-8")
+    with pytest.raises(UsageError, match="OUT would replace in/") as caught:
+        check_out(Path("in"), force=True, reads=("-", "builtin:harmful", typed))
+    assert "folder of its own" in caught.value.hint
+    check_out(Path("in/out"), force=True, reads=(typed,))
+    check_out(Path("in2"), force=True, reads=(typed,))
+
+
+@pytest.mark.parametrize(("out", "held"), [(".", "the folder you work in"), ("..", "the folder you work in"),
+                                           ("~", "your home")])
+def test_neither_home_nor_the_working_folder_is_replaced(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str, held: str) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "work").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path / "work")
+    with pytest.raises(UsageError, match=f"OUT would replace {held}"):
+        check_out(Path(out).expanduser(), force=True)
+
+
 @pytest.mark.parametrize("out", ["/proc/nowhere/out", "/dev/null/out"])
 def test_an_unwritable_place_is_found_before_any_work(out: str) -> None:
     with pytest.raises(UsageError, match="cannot write OUT"):
