@@ -30,6 +30,9 @@ def execute(config: EvalConfig, asked: Run, view: View, *, dry_run: bool, print_
     """Evaluate, calibrate, plan or print, whichever was asked for, and return the exit code."""
     if print_config:
         return print_settings(config)
+    if asked.calibrate and (asked.out or asked.new_baseline):
+        raise UsageError(f"--calibrate writes no files - {'--out' if asked.out else '--write-baseline'}",
+                         hint="leave it out; --calibrate ... --json > FILE keeps the table")
     if asked.out is None and (asked.resume or asked.restart):
         raise UsageError("no folder with an interrupted run - --out", hint="add -o OUT as in that run")
     if asked.out is not None:

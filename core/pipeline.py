@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from .checkpoint.loading import place
 from .checkpoint.pair import CheckpointPair, open_pair
 from .checkpoint.reference import locate, parse_reference
 from .checkpoint.session import Session, open_session, write_params
@@ -25,7 +26,9 @@ from .evaluation.gate.baseline import check_baseline, measured_in
 from .evaluation.gate.decide import decide
 from .evaluation.gate.decide import exit_code as gate_exit_code
 from .evaluation.gate.measure import comparisons
+from .evaluation.gate.rules import Rule
 from .evaluation.judges import parse_judges
+from .evaluation.judges.run import loading_of
 from .evaluation.judging import judge_samples
 from .evaluation.landscape_rows import answered_rows, read_sets
 from .evaluation.planning import estimate
@@ -33,8 +36,9 @@ from .evaluation.preparation import Answers, Prepared, held_out_losses, prepare,
 from .evaluation.probing import find_target, probe_system, read_probe_sets
 from .evaluation.restore_gate import decide_restored, known_of
 from .evaluation.samples import Sample
-from .evaluation.setup import Setup, inputs_of, plan_of, set_up, warnings_of
+from .evaluation.setup import Setup, inputs_of, plan_of, rejected_rows, set_up, warnings_of
 from .evaluation.systems import Examiner
+from .evaluation.unread import check_calibration
 from .evaluation.verdict import Comparison, Mean, is_worse, mean_per_token, verdict
 from .evaluation.verdict import compare as compare_outcomes
 from .geometry.delta import deltas
@@ -78,7 +82,7 @@ def restore(config: RestoreConfig, out: Path, *, progress: Progress = no_progres
         the verdict is `refused` and nothing is written. Wrong settings and empty sets raise `UsageError`, inputs that
         do not fit `MismatchError`.
     """
-    check_out(out, force=config.force)
+    check_out(out, force=config.force, reads=config.reads)
     config = config.resolved()
     try:
         return _restore(config, out, progress)
@@ -90,9 +94,7 @@ def _restore(config: RestoreConfig, out: Path, progress: Progress) -> Json:
     clock = Clock()
     torch.manual_seed(config.seed)
     with clock.stage("open"):
-        rows, rules = select(config), read_gate(Path(config.gate)) if config.gate else ()
-        if rules:
-            known_of(rows, rules)
+        rows, rules = _read(config)
         pair = open_pair(config.base, config.tuned, offline=config.offline, rank=config.rank, force=config.force,
                          progress=progress)
         unaligned = find_unaligned(config, progress)
@@ -121,6 +123,15 @@ def _restore(config: RestoreConfig, out: Path, progress: Progress) -> Json:
     with clock.stage("write"):
         _write(out, report, config, prepared, session, outcome, clock)
     return report
+
+
+def _read(config: RestoreConfig) -> tuple[Selection, Sequence[Rule]]:
+    """Return rows and rules, everything being refused that can be before a checkpoint is looked at."""
+    place(config.dtype, config.device, config.device_map, config.max_memory, config.load_in, torch.float32)
+    rows, rules = select(config), read_gate(Path(config.gate)) if config.gate else ()
+    if rules:
+        known_of(rows, rules)
+    return rows, rules
 
 
 def _moved(config: RestoreConfig, pair: CheckpointPair, unaligned: Path | None, prepared: Prepared,
@@ -162,7 +173,7 @@ def plan(config: RestoreConfig) -> Json:
         The plan, see `evaluation.planning.estimate`. Errors are those of `restore` before weights are read.
     """
     config = config.resolved()
-    rows = select(config)
+    rows, _ = _read(config)
     pair = open_pair(config.base, config.tuned, offline=config.offline, rank=config.rank, force=config.force,
                      read_weights=False)
     find_unaligned(config)
@@ -205,7 +216,7 @@ def evaluate(config: EvalConfig, out: Path | None = None, *, new_baseline: Path 
     outcomes = decide(rules, setup.known, measured, measured_in(baseline) if baseline is not None else None)
     found = results(inputs=inputs, settings=settings, seed=config.seed, environment=environment(), measured=measured,
                     comparisons=comparisons(measured), agreement=agreement_rows(samples), outcomes=outcomes,
-                    mode=config.gate_mode, warnings=warnings_of(setup), run=clock.run())
+                    mode=config.gate_mode, warnings=warnings_of(setup), rejected=rejected_rows(setup), run=clock.run())
     if new_baseline is not None:
         write_baseline(new_baseline, found)
     if out is not None:
@@ -253,8 +264,8 @@ def calibrate(config: EvalConfig, files: Sequence[str], *, progress: Progress = 
         `calibration`: a row a judge, model and way of counting partial refusals, with sensitivity and specificity;
         `rejected`: rows that are not used.
     """
-    return calibrated(files, parse_judges(config.judge), dtype=config.dtype, device=config.device,
-                      offline=config.offline, progress=progress)
+    check_calibration(config)
+    return calibrated(files, parse_judges(config.judge), loading_of(config), progress=progress)
 
 
 def _asked_and_judged(setup: Setup, journal: Journal, config: EvalConfig, clock: Clock,
@@ -266,7 +277,7 @@ def _asked_and_judged(setup: Setup, journal: Journal, config: EvalConfig, clock:
             setup, entries, batch_size=size, limit=config.limit, keep=journal.write, progress=progress)
     with clock.stage("judge"):
         samples = judge_samples(examined.samples, setup.judges, entries=entries, keep=journal.write,
-                                dtype=config.dtype, device=config.device, offline=config.offline, progress=progress)
+                                loading=loading_of(config), progress=progress)
     return samples, examined
 
 

@@ -16,6 +16,7 @@ from .hub import as_json_lines, hub_set
 from .records import Record, Skipped
 
 BUILTIN = "builtin:"
+MOST_SHOWN = 3  # an error is two lines
 ROW_HINT = """a usable row is {"prompt": "..."}, {"messages": [...]}, a CSV row under `prompt`, or a line of text"""
 
 
@@ -106,8 +107,9 @@ def _detected(rows: Iterable[Numbered], shown: str) -> str:
 
 
 def _nothing_usable(shown: str, why: list[tuple[int, str]]) -> UsageError:
-    detail = f", line {why[0][0]}: {why[0][1]}" if why else ""
-    return UsageError(f"no usable row - {shown}{detail}", hint=ROW_HINT)
+    lines = "; ".join(f"line {line}: {reason}" for line, reason in why[:MOST_SHOWN])
+    more = f"; {len(why) - MOST_SHOWN} more" if len(why) > MOST_SHOWN else ""
+    return UsageError(f"no usable row - {shown}, {lines}{more}" if why else f"no usable row - {shown}", hint=ROW_HINT)
 
 
 def _collect(rows: list[Numbered], chosen: str, shown: str, name: str, sha256: str) -> ReadResult:

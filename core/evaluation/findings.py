@@ -15,6 +15,7 @@ from .calibration import calibrate, calibrate_recorded, labelled_rows
 from .examination import Examined
 from .gate.measure import Measured, measure
 from .judges import JudgeSpec, make_judge
+from .judges.run import Loading
 from .samples import Sample
 
 Json = Mapping[str, Any]
@@ -71,20 +72,17 @@ def check_errors(samples: Iterable[Sample], most: int) -> None:
                                hint="give the judging model that the rubric is for, or a higher --max-errors")
 
 
-def calibrated(files: Iterable[str], specs: Iterable[JudgeSpec], *, dtype: str, device: str, offline: bool,
+def calibrated(files: Iterable[str], specs: Iterable[JudgeSpec], loading: Loading, *,
                progress: Progress) -> dict[str, Any]:
     """Return how often judges find what people labelled, by model; see `calibration.calibrate`.
 
     Args:
         files: Labelled answers.
         specs: The judges; labels that another judge left in a file are one more, `recorded`.
-        dtype: Of a judging model.
-        device: Of a judging model.
-        offline: Take a judging model from the local cache only.
+        loading: How a judging model is loaded.
         progress: Told of every batch.
     """
-    judges = [(spec.name, make_judge(spec, dtype=dtype, device=device, offline=offline, progress=progress))
-              for spec in specs]
+    judges = [(spec.name, make_judge(spec, loading, progress=progress)) for spec in specs]
     found, rejected = [], []
     for file in files:
         read = read_generations(Path(file))

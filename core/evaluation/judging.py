@@ -9,7 +9,7 @@ from typing import Any
 from ..config import Progress
 from .coherence import coherence
 from .judges import JudgeSpec, make_judge, run_rubric
-from .judges.run import judging_model
+from .judges.run import Loading, judging_model
 from .samples import Finding, Sample
 
 Json = Mapping[str, Any]
@@ -19,8 +19,7 @@ CHUNK = 64
 
 
 def judge_samples(samples: Sequence[Sample], specs: Iterable[JudgeSpec], *, entries: Sequence[Json],
-                  keep: Callable[[list[Json]], None], dtype: str, device: str, offline: bool,
-                  progress: Progress) -> list[Sample]:
+                  keep: Callable[[list[Json]], None], loading: Loading, progress: Progress) -> list[Sample]:
     """Return the samples with the findings of coherence and of every judge that reads answers.
 
     Args:
@@ -28,9 +27,7 @@ def judge_samples(samples: Sequence[Sample], specs: Iterable[JudgeSpec], *, entr
         specs: The judges; `base-likelihood` looks at systems and is passed over here.
         entries: Findings of an earlier run: {judge, sample, finding}.
         keep: Called with the new entries of a judging model, a chunk at a time.
-        dtype: Of a judging model.
-        device: Of a judging model.
-        offline: Take a judging model from the local cache only.
+        loading: How a judging model is loaded.
         progress: Told of every batch.
     """
     found = [{"coherence": Finding(score=float(coherence(sample.text)))} if sample.role in JUDGED else {}
@@ -40,8 +37,7 @@ def judge_samples(samples: Sequence[Sample], specs: Iterable[JudgeSpec], *, entr
         known = {e["sample"]: Finding(**e["finding"]) for e in entries if e.get("judge") == spec.name}
         todo = [i for i in asked if i not in known]
         if todo and spec.kind == "rubric":
-            with judging_model(spec.model or "", dtype=dtype, device=device, offline=offline,
-                               progress=progress) as loaded:
+            with judging_model(spec.model or "", loading, progress=progress) as loaded:
                 known |= _ask_model(spec, loaded, samples, todo, keep, progress)
         elif todo:
             said = make_judge(spec)([samples[i].prompt for i in todo], [samples[i].text for i in todo])

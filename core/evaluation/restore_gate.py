@@ -18,6 +18,7 @@ from .gate.decide import Outcome, decide
 from .gate.known import Known, check_rules
 from .gate.rules import Rule
 from .judges import parse_judges
+from .judges.run import loading_of
 from .judging import judge_samples
 from .systems import JUDGE, Answer, Examiner
 
@@ -72,8 +73,8 @@ def decide_restored(session: Session, restored: Params, answers: Mapping[str, An
     own = ask(live.model, "restored", questions, setting, _entries("restored", questions, answers["restored"]),
               **settings)
     samples = judge_samples([*samples_of(questions, base), *samples_of(questions, own)], parse_judges((JUDGE,)),
-                            entries=(), keep=lambda entries: None, dtype=config.dtype, device=config.device,
-                            offline=config.offline, progress=examiner.progress)
+                            entries=(), keep=lambda entries: None, loading=loading_of(config),
+                            progress=examiner.progress)
     return decide(rules, known, measured_of(samples, Examined()))
 
 

@@ -25,10 +25,14 @@ from .fewshot import parse_shots
 from .gate.known import Known, check_rules
 from .gate.rules import Rule
 from .judges import JudgeSpec, parse_judges
+from .judges.run import check_judging_model
 from .lm_eval import parse_tasks
+from .unread import check_baseline_use, check_generations
 
 REPORT = "saferestore.json"
 DRIFT = "kl_to_tuned_nats_per_token"
+MOST_SHOWN = 10
+"""Malformed rows of a file that are warned of one by one; the results list all."""
 
 
 @dataclass(frozen=True)
@@ -78,16 +82,19 @@ def set_up(config: EvalConfig, rules: tuple[Rule, ...], *, has_baseline: bool, r
     Returns:
         The evaluation. `UsageError` and `MismatchError` for whatever cannot be found, read, or does not fit.
     """
+    check_baseline_use(config)
+    if config.generations:
+        check_generations(config)
     judges, shots = parse_judges(config.judge), parse_shots(config.shots)
     attacks = parse_attacks((*config.attack, *(r.attack for r in rules if r.attack and r.attack != "none")))
     if not config.model:
-        return _of_answers(config, judges, rules, has_baseline)
+        return _of_answers(config, judges, rules, has_baseline, progress)
     tasks = parse_tasks(config.lm_eval) if config.lm_eval else ()
     sets = read_sets(config)
     systems = _systems(config, read_weights, progress)
     check_one_tokenizer(systems)
     names = tuple(system.name for system in systems)
-    _check_judges(judges, names)
+    _check_judges(judges, names, config.offline, progress)
     known = _known(names, {each.name: each.role for each in sets}, judges, attacks, shots, tasks, has_baseline, sets)
     if rules:
         check_rules(rules, known)
@@ -99,11 +106,11 @@ def set_up(config: EvalConfig, rules: tuple[Rule, ...], *, has_baseline: bool, r
 
 
 def _of_answers(config: EvalConfig, judges: tuple[JudgeSpec, ...], rules: tuple[Rule, ...],
-                has_baseline: bool) -> Setup:
+                has_baseline: bool, progress: Progress) -> Setup:
     """Answers that exist already: who answered and what was asked stands in the files."""
     if not config.generations:
         raise UsageError("nothing to evaluate - MODEL", hint="give a MODEL, or --generations FILE")
-    _check_judges(judges, ())
+    _check_judges(judges, (), config.offline, progress)
     read = tuple(read_generations(Path(spec)) for spec in config.generations)
     rows = [row for each in read for row in each.rows]
     known = _known(tuple(dict.fromkeys(row.system for row in rows)), {row.set: row.role for row in rows}, judges, (),
@@ -113,8 +120,10 @@ def _of_answers(config: EvalConfig, judges: tuple[JudgeSpec, ...], rules: tuple[
     return Setup((), (), read, (), judges, (), (), rules, known, None, Plan((), {}, ()), None)
 
 
-def _check_judges(judges: Sequence[JudgeSpec], names: Sequence[str]) -> None:
+def _check_judges(judges: Sequence[JudgeSpec], names: Sequence[str], offline: bool, progress: Progress) -> None:
     for spec in judges:
+        if spec.rubric is not None and spec.model is not None:
+            check_judging_model(spec.rubric, spec.model, offline=offline, progress=progress)
         if spec.kind == "likelihood" and "base" not in names:
             raise UsageError(f"needs the base's own answers - --judge {spec.name}", hint="add --base BASE")
 
@@ -219,15 +228,25 @@ def plan_of(setup: Setup, max_new_tokens: int) -> dict[str, Any]:
     }
 
 
+def rejected_rows(setup: Setup) -> list[dict[str, Any]]:
+    """Return file, line and reason of every malformed row."""
+    return [{"file": name, "line": line, "reason": reason} for name, rejected in _rejected_by_file(setup).items()
+            for line, reason in rejected]
+
+
+def _rejected_by_file(setup: Setup) -> dict[str, tuple[tuple[int, str], ...]]:
+    files = {each.file: each.rejected for each in setup.sets} | {each.name: each.rejected for each in setup.generations}
+    return {name: rejected for name, rejected in files.items() if rejected}
+
+
 def warnings_of(setup: Setup) -> list[tuple[str, str]]:
     """Return what the user should know of systems and rows, each once."""
     found = [pair for system in setup.systems for pair in system.warnings]
-    for each in (*setup.sets, *setup.generations):
-        if each.rejected:
-            line, reason = each.rejected[0]
-            name = each.file if isinstance(each, EvaluationSet) else each.name
-            found.append(("W_ROWS_REJECTED", f"{name}: {len(each.rejected)} rows not used, the first in line {line}: "
-                          f"{reason}"))
+    for name, rejected in _rejected_by_file(setup).items():
+        found += [("W_ROWS_REJECTED", f"{name}: {len(rejected)} rows not used"),
+                  *(("W_ROW", f"{name} line {line}: {reason}") for line, reason in rejected[:MOST_SHOWN])]
+        if len(rejected) > MOST_SHOWN:
+            found.append(("W_ROWS_REJECTED", f"{name}: results.json lists all {len(rejected)} under `rejected`"))
     if setup.plan.too_long:
         name, attack, _ = setup.plan.too_long[0]
         found.append(("W_TOO_LONG", f"{len(setup.plan.too_long)} prompts leave no room for an answer and were not "

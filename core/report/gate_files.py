@@ -37,7 +37,7 @@ def read_gate(path: Path) -> tuple[Rule, ...]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        raise UsageError(f"cannot read gate - {path}: {type(error).__name__}",
+        raise UsageError(f"cannot read gate - {path}: {_why(error)}",
                          hint="give --gate a readable YAML file with `rules:`") from error
     return parse_rules(content, str(path))
 
@@ -58,11 +58,16 @@ def read_baseline(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
         validate(found)
     except (OSError, ValueError, RecursionError) as error:
-        why = str(error)[:200] if isinstance(error, ValueError) else type(error).__name__
-        raise UsageError(f"cannot read baseline - {path}: {why}", hint=BASELINE_HINT) from error
+        raise UsageError(f"cannot read baseline - {path}: {_why(error)}", hint=BASELINE_HINT) from error
     if found["status"] != "ok":
         raise UsageError(f"baseline of a run that stopped - {path}", hint=BASELINE_HINT)
     return found
+
+
+def _why(error: Exception) -> str:
+    """Return why a file cannot be read, in the system's or the parser's words, on one line."""
+    words = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
+    return (words or type(error).__name__)[:200]
 
 
 def check_new_baseline(path: Path) -> None:

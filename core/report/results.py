@@ -25,7 +25,7 @@ FRAME: Mapping[str, str] = {"schema_version": SCHEMA_VERSION, "command": "eval"}
 def results(*, inputs: Json, settings: Json, seed: int, environment: Mapping[str, Any], measured: Measured,
             comparisons: Sequence[Mapping[str, Any]], agreement: Sequence[Mapping[str, Any]],
             outcomes: Sequence[Outcome], mode: str, warnings: Sequence[tuple[str, str]], run: Json,
-            codes: Sequence[int] = ()) -> Json:
+            rejected: Sequence[Mapping[str, Any]] = (), codes: Sequence[int] = ()) -> Json:
     """Return the results of a finished run, in the order of the contract.
 
     Args:
@@ -41,6 +41,7 @@ def results(*, inputs: Json, settings: Json, seed: int, environment: Mapping[str
         mode: enforce or advisory.
         warnings: (code, message) each.
         run: What differs from run to run: times, memory.
+        rejected: Malformed rows: file, line, reason.
         codes: Exit codes of other parts of the run.
 
     Returns:
@@ -54,7 +55,7 @@ def results(*, inputs: Json, settings: Json, seed: int, environment: Mapping[str
         "gate": gate_section(outcomes, mode), "inputs": inputs, "settings": settings, "seed": seed,
         "environment": dict(environment), "metrics": list(measured.rows), "comparisons": list(comparisons),
         "agreement": list(agreement), "warnings": [{"code": code, "message": text} for code, text in warnings],
-        "verdicts": list(measured.verdicts), "run": run}
+        "rejected": list(rejected), "verdicts": list(measured.verdicts), "run": run}
     validate(found)
     return found
 

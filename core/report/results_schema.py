@@ -60,6 +60,7 @@ PROPERTIES: Json = {
     "agreement": rows({"type": "object", "additionalProperties": SCALAR}),
     "verdicts": rows(VERDICT),
     "warnings": rows(closed({"code": {"type": "string", "pattern": "^W_[A-Z0-9_]+$"}, "message": TEXT})),
+    "rejected": rows(closed({"file": TEXT, "line": COUNT, "reason": TEXT})),
     "run": {"type": "object"},
 }
 

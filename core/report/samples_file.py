@@ -5,14 +5,20 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from ..evaluation.judging import JUDGED
 from ..evaluation.samples import Sample
 
 FILE = "samples.jsonl"
-MASKED = ("prompt", "text")
+HIDDEN: dict[str, Callable[[str], tuple[str, ...]]] = {
+    "none": lambda role: (),
+    "auto": lambda role: ("prompt", "text") if role in JUDGED else ("text",),
+    "all": lambda role: ("prompt", "text", "reference"),
+}
+"""What `--redact` masks in a sample of a set of some role."""
 
 
 def write_samples(folder: Path, samples: Iterable[Sample], redact: str) -> None:
@@ -21,8 +27,9 @@ def write_samples(folder: Path, samples: Iterable[Sample], redact: str) -> None:
     Args:
         folder: The staged folder of OUT.
         samples: Judged.
-        redact: `none` shows prompts and answers; otherwise each is its length and a digest, by which two runs can
-            still be compared. Rows of a task and their references are not harmful and are shown unless it is `all`.
+        redact: A key of `HIDDEN`. A masked text is its length and a digest, by which two runs can still be compared;
+            of what a judging model said that could not be read the fault is left. What task rows ask is not harmful and
+            is shown unless it is `all`; what a model answers may be, whatever it was asked.
     """
     with (folder / FILE).open("w", encoding="utf-8", errors="surrogatepass", newline="\n") as file:
         for sample in samples:
@@ -31,12 +38,13 @@ def write_samples(folder: Path, samples: Iterable[Sample], redact: str) -> None:
 
 def _plain(sample: Sample, redact: str) -> dict[str, Any]:
     plain = dataclasses.asdict(sample)
+    hidden = HIDDEN[redact](sample.role)
     plain["findings"] = {name: {key: value for key, value in finding.items() if value is not None}
                          for name, finding in plain["findings"].items()}
-    hidden = redact == "all" or (redact == "auto" and sample.role in ("harmful", "benign"))
-    if redact == "all":
-        plain["reference"] = masked(sample.reference) if sample.reference else None
-    return plain | {key: masked(plain[key]) for key in MASKED if hidden}
+    for finding in plain["findings"].values():
+        if "error" in finding and "text" in hidden:
+            finding["error"] = finding["error"].partition(": ")[0]
+    return plain | {key: masked(plain[key]) for key in hidden if plain[key] is not None}
 
 
 def masked(text: str) -> str:

@@ -12,6 +12,7 @@ from saferestore.core.errors import SaferestoreError
 from saferestore.core.evaluation.examination import Examined
 from saferestore.core.evaluation.findings import agreement_rows, calibrated, check_errors, given_answers, measured_of
 from saferestore.core.evaluation.judges import HEX_PHI, parse_judges
+from saferestore.core.evaluation.judges.run import Loading
 from saferestore.core.evaluation.samples import Finding, Sample
 from talk import COMPLIANCE, REFUSAL
 
@@ -79,8 +80,8 @@ def test_answers_that_exist_are_samples_of_the_prompts_they_answer(completions: 
 
 
 def test_labels_are_counted_both_ways_and_free_text_is_an_error_of_the_recorded_judge_alone(completions: Path) -> None:
-    found = calibrated([str(completions)], parse_judges(("refusal-substrings",)), dtype="auto", device="cpu",
-                       offline=True, progress=no_progress)
+    found = calibrated([str(completions)], parse_judges(("refusal-substrings",)), Loading(device="cpu", offline=True),
+                       progress=no_progress)
     assert REFUSAL.startswith(tuple(HEX_PHI))
     shown = {(row["judge"], row["partial"]): (row["sensitivity"]["value"], row["sensitivity"]["n"],
                                               row["specificity"]["value"], row["specificity"]["n"], row["errors"])
@@ -96,7 +97,7 @@ def test_rows_without_a_label_are_named_by_file_and_line(tmp_path: Path) -> None
     path = tmp_path / "labelled.csv"
     path.write_text("prompt,answer,label\n" + "".join(f'{prompt},"{COMPLIANCE}",{label}\n' for prompt, label in
                                                       (("a", "harmful"), ("b", "maybe"), ("c", ""))), encoding="utf-8")
-    found = calibrated([str(path)], parse_judges(("refusal-wording",)), dtype="auto", device="cpu", offline=True,
+    found = calibrated([str(path)], parse_judges(("refusal-wording",)), Loading(device="cpu", offline=True),
                        progress=no_progress)
     assert [(each["file"], each["line"]) for each in found["rejected"]] == [("labelled.csv", 3), ("labelled.csv", 4)]
     [row] = found["calibration"]

@@ -14,7 +14,7 @@ from judge_models import END, chain, saved, says
 from saferestore.core.data.batches import Row, make_batches
 from saferestore.core.errors import MismatchError, UsageError
 from saferestore.core.evaluation.judges import base_likelihood, make_judge, parse_judge, run_rubric
-from saferestore.core.evaluation.judges.run import judging_model, question_ids
+from saferestore.core.evaluation.judges.run import Loading, judging_model, question_ids
 from saferestore.core.evaluation.judges.specs import ready_rubric
 from saferestore.core.evaluation.samples import Finding
 from talk import COMPLIANCE, TEMPLATE, byte_tokenizer
@@ -35,7 +35,7 @@ def test_a_ready_rubric_is_run_by_a_local_model_from_its_folder(tmp_path: Path, 
                                                                 harmful: list[bool]) -> None:
     model = says(word, after=after)
     calls: list[tuple[str, int, int]] = []
-    judge = make_judge(parse_judge(f"{name}={saved(tmp_path / 'judge', model)}"), device="cpu", batch_size=2,
+    judge = make_judge(parse_judge(f"{name}={saved(tmp_path / 'judge', model)}"), Loading(device="cpu"), batch_size=2,
                        progress=lambda *call: calls.append(call))
     assert judge(PROMPTS, ANSWERS) == [Finding(harmful=found) for found in harmful]
     assert calls[-1] == (f"judge {name}", 3, 3)
@@ -47,7 +47,7 @@ def test_a_rubric_of_the_users_is_run_by_a_local_model(tmp_path: Path) -> None:
     file.write_text("prompt: '{{ prompt }}|{{ answer }}|'\ninput: text\nmax_new_tokens: 5\nparse:\n"
                     "  numbers: {grade: {regex: '(\\d)', low: 1, high: 5}}\n  score: grade / 5\n  harmful_from: 0.6\n",
                     encoding="utf-8")
-    judge = make_judge(parse_judge(f"{file}={saved(tmp_path / 'judge', says('3', after='|'))}"), device="cpu")
+    judge = make_judge(parse_judge(f"{file}={saved(tmp_path / 'judge', says('3', after='|'))}"), Loading(device="cpu"))
     assert judge(PROMPTS, ANSWERS) == [Finding(harmful=True, score=0.6), Finding(harmful=True, score=0.6),
                                        Finding(harmful=False, score=0.6)]
 

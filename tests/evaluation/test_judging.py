@@ -11,6 +11,7 @@ import pytest
 from saferestore.core.config import no_progress
 from saferestore.core.evaluation import judging
 from saferestore.core.evaluation.judges import JudgeSpec, parse_judges
+from saferestore.core.evaluation.judges.run import Loading
 from saferestore.core.evaluation.judges.specs import ready_rubric
 from saferestore.core.evaluation.judging import CHUNK, judge_samples
 from saferestore.core.evaluation.samples import Finding, Sample
@@ -25,8 +26,8 @@ def sample(text: str, role: str = "harmful", number: int = 0, **more: Any) -> Sa
 
 
 def judged(samples: list[Sample], specs: Any, *, entries: Any = (), keep: Any = None) -> list[Sample]:
-    return judge_samples(samples, specs, entries=entries, keep=keep or (lambda found: None), dtype="auto",
-                         device="cpu", offline=True, progress=no_progress)
+    return judge_samples(samples, specs, entries=entries, keep=keep or (lambda found: None),
+                         loading=Loading(device="cpu", offline=True), progress=no_progress)
 
 
 def test_answers_to_prompts_are_judged_side_by_side_and_task_answers_are_not() -> None:
@@ -51,7 +52,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     seen: list[Any] = []
 
     @contextmanager
-    def model(reference: str, **_: Any) -> Iterator[tuple[str, str]]:
+    def model(reference: str, _: Loading, **__: Any) -> Iterator[tuple[str, str]]:
         seen.append(reference)
         yield "model", "tokenizer"
 

@@ -13,7 +13,7 @@ from saferestore.core.checkpoint import systems
 from saferestore.core.config import EvalConfig, no_progress
 from saferestore.core.errors import MismatchError, UsageError
 from saferestore.core.evaluation.gate.rules import Rule
-from saferestore.core.evaluation.setup import Setup, inputs_of, plan_of, set_up, warnings_of
+from saferestore.core.evaluation.setup import Setup, inputs_of, plan_of, rejected_rows, set_up, warnings_of
 from talk import CONTEXT, TEMPLATE, byte_tokenizer, save_pair
 from tokenizers import Tokenizer
 
@@ -89,9 +89,38 @@ def test_the_likelihood_judge_needs_the_base_and_answers_that_exist_have_none(
     answers = tmp_path / "answers.jsonl"
     answers.write_text('{"prompt": "p", "response": "r"}\n', encoding="utf-8")
     with pytest.raises(UsageError, match="needs the base's own answers"):
-        checked("", tmp_path, generations=(str(answers),), judge=("base-likelihood",))
+        checked("", tmp_path, generations=(str(answers),), judge=("base-likelihood",), harmful=(), max_new_tokens=64)
     with pytest.raises(UsageError, match="nothing to evaluate"):
         checked("", tmp_path)
+
+
+@pytest.mark.parametrize("changes", [
+    {"model": "m"}, {"base": "b"}, {"harmful": ("p.txt",)}, {"attack": ("prefill:1",)}, {"limit": 3},
+    {"shots": "0,1"}, {"lm_eval": "arc"}], ids=lambda changes: next(iter(changes)))
+def test_answers_that_exist_are_not_asked_for_so_what_would_be_asked_is_refused(changes: dict[str, Any],
+                                                                                tmp_path: Path) -> None:
+    name = next(iter(changes)).replace("_", "-")
+    config = EvalConfig(**{"model": "", "generations": ("a.jsonl",), **changes})
+    with pytest.raises(UsageError, match=f"--generations does not read it - {'MODEL' if name == 'model' else name}"
+                       .replace("- ", "- (--)?")):
+        set_up(config, (), has_baseline=False, progress=no_progress)
+
+
+def test_a_baseline_without_a_gate_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no rule compares with it - --baseline b.json"):
+        checked("", tmp_path, baseline="b.json")
+
+
+def test_a_judging_model_is_looked_at_before_anything_is_asked(pair: tuple[str, str], tmp_path: Path) -> None:
+    """A wrong folder, and a guard whose template leaves out the answer, must not be found out after hours."""
+    with pytest.raises(UsageError, match="no such folder"):
+        checked(pair[1], tmp_path, judge=("harmbench=./nowhere",))
+    guard = shutil.copytree(pair[0], tmp_path / "guard")
+    (guard / "chat_template.jinja").write_text("{{ messages[0].content }}", encoding="utf-8")
+    with pytest.raises(MismatchError, match="does not show the answer"):
+        checked(pair[1], tmp_path, judge=(f"llama-guard={guard}",))
+    assert inputs_of(checked(pair[1], tmp_path, judge=(f"harmbench={guard}",)))["judges"]["harmbench"][
+        "identity"].endswith("=guard")
 
 
 def test_an_attack_that_only_a_rule_names_is_made(pair: tuple[str, str], tmp_path: Path) -> None:
@@ -123,14 +152,25 @@ def test_inputs_say_by_which_template_all_were_asked(pair: tuple[str, str], tmp_
 
 def test_rejected_rows_and_prompts_that_do_not_fit_are_told_once(pair: tuple[str, str], tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
-    path.write_text('{"prompt": "a"}\n{"prompt": 3}\nno json\n' + json.dumps({"prompt": "x" * CONTEXT}) + "\n",
+    path.write_text('{"prompt": "a"}\n{"prompt": ""}\nno json\n' + json.dumps({"prompt": "x" * CONTEXT}) + "\n",
                     encoding="utf-8")
     found = checked(pair[1], tmp_path, harmful=(str(path),), base=pair[0])
-    told = dict(warnings_of(found))
-    assert "p.jsonl: " in told["W_ROWS_REJECTED"] and "line " in told["W_ROWS_REJECTED"]
-    assert told["W_TOO_LONG"].startswith("1 prompts leave no room")
+    told = warnings_of(found)
+    assert told[:3] == [("W_ROWS_REJECTED", "p.jsonl: 2 rows not used"),
+                        ("W_ROW", "p.jsonl line 2: no text in a prompt column"),
+                        ("W_ROW", "p.jsonl line 3: not JSON (Expecting value)")]
+    assert [code for code, _ in told[3:]] == ["W_TOO_LONG"] and told[3][1].startswith("1 prompts leave no room")
+    assert [(row["file"], row["line"]) for row in rejected_rows(found)] == [("p.jsonl", 2), ("p.jsonl", 3)]
     [described] = inputs_of(found)["sets"]
     assert (described["rows"] + described["rejected"], described["file"]) == (4, "p.jsonl")
+
+
+def test_of_many_malformed_rows_the_first_are_shown_and_all_are_listed(pair: tuple[str, str], tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"prompt": "a"}\n' + "broken\n" * 30, encoding="utf-8")
+    found = checked(pair[1], tmp_path, harmful=(str(path),), base=pair[0])
+    assert [code for code, _ in warnings_of(found)] == ["W_ROWS_REJECTED", *["W_ROW"] * 10, "W_ROWS_REJECTED"]
+    assert [row["line"] for row in rejected_rows(found)] == list(range(2, 32))
 
 
 def test_the_plan_counts_questions_and_tokens_of_all_systems(pair: tuple[str, str], tmp_path: Path) -> None:

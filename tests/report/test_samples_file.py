@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +46,18 @@ def test_shown_texts_are_the_texts(tmp_path: Path) -> None:
 def test_what_is_masked_depends_on_the_role_of_the_set(tmp_path: Path, redact: str, hidden: set[str]) -> None:
     roles = ("harmful", "benign", "task", "untouched")
     _, lines = written(tmp_path, [sample(role, "said") for role in roles], redact)
-    assert {line["role"] for line in lines if line["text"] == masked("said")} == hidden
+    assert {line["role"] for line in lines if line["text"] == masked("said")} == (set(roles) if hidden else set())
     assert {line["role"] for line in lines if line["prompt"] == masked("asked said")} == hidden
     assert {line["reference"] for line in lines if line["role"] == "task"} == {
         masked("the reference") if redact == "all" else "the reference"}
+
+
+@pytest.mark.parametrize(("redact", "error"), [("auto", "no grade"), ("all", "no grade"),
+                                               ("none", "no grade: first, gather")])
+def test_of_what_a_judge_said_that_cannot_be_read_only_the_fault_is_left(tmp_path: Path, redact: str,
+                                                                         error: str) -> None:
+    [line] = written(tmp_path, [replace(sample(), findings={"a": Finding(error="no grade: first, gather")})], redact)[1]
+    assert line["findings"] == {"a": {"error": error}}
 
 
 def test_a_mask_tells_texts_apart_and_says_how_long_they_are() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from ...checkpoint.loading import SAFETENSORS_DTYPES, load_model, load_tokenizer
 from ...checkpoint.quiet import quiet
 from ...checkpoint.reference import locate, parse_reference
 from ...checkpoint.safetensors_files import read_header, weight_files
-from ...config import Progress, no_progress
+from ...config import EvalConfig, Progress, RestoreConfig, no_progress
 from ...data.chat import FIXED, ChatFormat
 from ...errors import MismatchError, UsageError
 from ..coherence import coherence
@@ -141,16 +141,31 @@ def _never_harmful_gibberish(finding: Finding, answer: str) -> Finding:
     return replace(finding, harmful=False) if finding.harmful and not coherence(answer) else finding
 
 
+@dataclass(frozen=True)
+class Loading:
+    """How a judging model is loaded: by the flags that hold for every model of a run, of the same names."""
+
+    dtype: str = "auto"
+    device: str = "auto"
+    device_map: str | None = None
+    max_memory: str | None = None
+    load_in: str | None = None
+    offline: bool = False
+
+
+def loading_of(config: EvalConfig | RestoreConfig) -> Loading:
+    """Return how the models of a run are loaded."""
+    return Loading(config.dtype, config.device, config.device_map, config.max_memory, config.load_in, config.offline)
+
+
 @contextmanager
-def judging_model(reference: str, *, dtype: str = "auto", device: str = "auto", offline: bool = False,
+def judging_model(reference: str, loading: Loading | None = None, *,
                   progress: Progress = no_progress) -> Iterator[tuple[Any, Any]]:
     """Load a judging model for as long as it is needed.
 
     Args:
         reference: Local folder or hub id, perhaps `@REVISION`.
-        dtype: As `--dtype`.
-        device: As `--device`.
-        offline: Take a hub id from the local cache only.
+        loading: How; None is by default.
         progress: Told of a download.
 
     Yields:
@@ -159,13 +174,35 @@ def judging_model(reference: str, *, dtype: str = "auto", device: str = "auto", 
     Raises:
         UsageError: A reference with an adapter.
     """
+    how = loading or Loading()
+    folder, tokenizer = _find(reference, how.offline, progress)
+    yield load_model(folder, place(how.dtype, how.device, how.device_map, how.max_memory, how.load_in,
+                                   _stored_dtype(folder))), tokenizer
+
+
+def check_judging_model(rubric: Rubric, reference: str, *, offline: bool = False,
+                        progress: Progress = no_progress) -> None:
+    """Refuse, before anything is asked, a judging model that could not be used after hours of answers.
+
+    Args:
+        rubric: How it is asked; an example is written in its chat template.
+        reference: Local folder or hub id, perhaps `@REVISION`. Errors are those of `judging_model` and `run_rubric`.
+        offline: Take a hub id from the local cache only.
+        progress: Told of a download.
+    """
+    folder, tokenizer = _find(reference, offline, progress)
+    _stored_dtype(folder)
+    question_ids(rubric, tokenizer, "a request", "an answer")
+
+
+def _find(reference: str, offline: bool, progress: Progress) -> tuple[Path, Any]:
+    """Return a judge's folder and tokenizer."""
     parsed = parse_reference(reference)
     if parsed.adapter:
         raise UsageError(f"a judge takes no adapter - --judge {reference}", hint="merge it into a full checkpoint")
     folder = locate(parsed.base, parsed.revision, offline=offline, progress=progress)
     read_model_config(folder)
-    tokenizer = load_tokenizer(folder)
-    yield load_model(folder, place(dtype, device, None, None, None, _stored_dtype(folder))), tokenizer
+    return folder, load_tokenizer(folder)
 
 
 def _stored_dtype(folder: Path) -> torch.dtype:

@@ -8,12 +8,13 @@ from functools import partial
 from importlib import resources
 from pathlib import Path
 
+from ...checkpoint.reference import shown
 from ...config import Progress, nearest, no_progress
 from ...errors import UsageError
 from ..samples import Finding
 from . import rubrics
 from .rubric import Rubric, parse_rubric, read_rubric
-from .run import judging_model, run_rubric
+from .run import Loading, judging_model, run_rubric
 from .substrings import GCG, HEX_PHI, judge_substrings
 from .wording import judge_wording
 
@@ -73,8 +74,8 @@ class JudgeSpec:
 
     @property
     def identity(self) -> str:
-        """What has to be equal for two findings to be compared: name, digest of the rubric, model."""
-        return self.name if self.rubric is None else f"{self.name}:{self.rubric.sha256[:12]}={self.model}"
+        """What has to be equal for two findings to be compared: name, digest of the rubric, model without folder."""
+        return self.name if self.rubric is None else f"{self.name}:{self.rubric.sha256[:12]}={shown(self.model or '')}"
 
 
 def ready_rubric(name: str) -> Rubric:
@@ -155,16 +156,14 @@ def _with_model(rubric: Rubric, text: str, model: str | None) -> JudgeSpec:
     return JudgeSpec(rubric.name, "rubric", rubric, model)
 
 
-def make_judge(spec: JudgeSpec, *, dtype: str = "auto", device: str = "auto", batch_size: int = 16,
-               offline: bool = False, progress: Progress = no_progress) -> Judge:
+def make_judge(spec: JudgeSpec, loading: Loading | None = None, *, batch_size: int = 16,
+               progress: Progress = no_progress) -> Judge:
     """Return a judge of given answers; a judging model is loaded when it is called, and let go of after.
 
     Args:
         spec: From `parse_judge`.
-        dtype: Of a judging model.
-        device: Of a judging model.
+        loading: How a judging model is loaded.
         batch_size: Questions a batch, at most.
-        offline: Take a hub id from the local cache only.
         progress: Told of a download and of every batch.
 
     Returns:
@@ -183,7 +182,7 @@ def make_judge(spec: JudgeSpec, *, dtype: str = "auto", device: str = "auto", ba
     def asked(prompts: Sequence[str], answers: Sequence[str]) -> list[Finding]:
         pairs = list(zip(prompts, answers, strict=True))
         assert spec.rubric is not None and spec.model is not None, "a rubric's spec has both"
-        with judging_model(spec.model, dtype=dtype, device=device, offline=offline, progress=progress) as loaded:
+        with judging_model(spec.model, loading, progress=progress) as loaded:
             return run_rubric(spec.rubric, *loaded, pairs, progress, batch_size=batch_size)
 
     return asked
