@@ -2,12 +2,14 @@
 PYTHON ?= python3
 VENV ?= .venv
 READY := $(VENV)/.ready
+RIVALS := docs/benchmarks/rivals
+ROUNDS ?= 3
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types unit bench bench-quick venv clean
+.PHONY: help demo test lint types unit bench bench-quick bench-rivals venv clean
 
 help: ## this list
 	@echo "make TARGET, where TARGET is one of"
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-11s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' Makefile
 
 demo: $(READY) ## restore the sample model and show what came of it
 	@[ ! -f out/saferestore.json ] || rm -rf out
@@ -31,12 +33,19 @@ bench: $(READY) ## every method on three sample pairs: harm against drift (hours
 bench-quick: $(READY) ## the same with six methods and few rows on the sample; writes build/frontier-quick.md
 	$(VENV)/bin/python docs/benchmarks/frontier.py --quick
 
+bench-rivals: $(READY) .venv-rivals/.ready ## beside kronfluence, bergson and curvlinops (an environment of their own)
+	$(VENV)/bin/python $(RIVALS)/run.py --theirs .venv-rivals/bin/python --rounds $(ROUNDS)
+
 venv: $(READY) ## the virtual environment only
 
 $(READY): pyproject.toml constraints.txt .ci/venv
 	PYTHON=$(PYTHON) .ci/venv $(VENV)
 	@touch $@
 
-clean: ## remove what make made: .venv, out, caches
+.venv-rivals/.ready: $(RIVALS)/requirements.txt $(RIVALS)/venv
+	PYTHON=$(PYTHON) $(RIVALS)/venv .venv-rivals
+	@touch $@
+
+clean: ## remove what make made: environments, out, caches
 	@[ ! -f out/saferestore.json ] || rm -rf out
-	rm -rf $(VENV) .pytest_cache .ruff_cache build dist *.egg-info
+	rm -rf $(VENV) .venv-rivals .pytest_cache .ruff_cache build dist *.egg-info

@@ -1,21 +1,23 @@
 """Our side of `run.py`, in the project's environment: `ours.py prepare|rows|ekfac|products FOLDER`.
 
-`prepare` writes what all sides read: the adapter at the point where rows are scored by default, rows of the sample's
-training file in batches of like length, the rows that S is made of, grad S, lambda, and the batch of the products.
+`prepare` writes what all sides read: the adapter at the point where rows are scored by default (with the scale of LoRA
+folded into its factors, by which gradients are taken), rows of the sample's training file in batches of like length,
+the rows that S is made of, grad S, lambda, and the vector of the products.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 import time
 from pathlib import Path
 
 import torch
 from measure import PRODUCTS, alternated, finish
+from saferestore.core.checkpoint.adapter import KEY_PREFIX, WEIGHTS_FILE
 from saferestore.core.checkpoint.pair import open_pair
-from saferestore.core.checkpoint.session import LiveModel, open_session
+from saferestore.core.checkpoint.session import LiveModel, open_session, read_params, write_params
+from saferestore.core.checkpoint.writer import write_adapter
 from saferestore.core.config import ScoreConfig, no_progress
 from saferestore.core.curvature.ggn import GaussNewton
 from saferestore.core.data.batches import Row, make_batches
@@ -43,31 +45,34 @@ def prepare(folder: Path) -> None:
     pad = examiner.chat.pad_id
     rows = sorted(evenly(training.rows, ROWS), key=lambda row: (-len(row), row.index))
     rows = [Row(number, row.prompt, row.answer) for number, row in enumerate(rows)]
+    (folder / "adapter").mkdir()
     with session.blend(1 - config.at) as live:
+        write_adapter(folder / "adapter", read_params(live), session.pair)
         _, g = gradient(live, total("S", safety))
         factors = make_batches(evenly(rows, FACTOR_ROWS), batch_size=BATCH, pad_id=pad)
         query = QUERIES["ekfac"](QueryInputs(live, g, cross_entropy("training", factors), config.damping, 0))
         generator = torch.Generator().manual_seed(0)
         vector = {name: torch.randn(t.shape, generator=generator) for name, t in live.leaves.items()}
-    adapter = folder / "adapter"
-    shutil.copytree(SAMPLE / "tuned", adapter)
-    stored = load_file(adapter / "adapter_model.safetensors")
-    save_file({name: (t * config.at if ".lora_B." in name else t).contiguous() for name, t in stored.items()},
-              adapter / "adapter_model.safetensors", metadata={"format": "pt"})
     save_file({name: t.contiguous() for name, t in g.items()}, folder / "gradient.safetensors")
     save_file(vector, folder / "vector.safetensors")
     asked = [(ids[mask.bool()].tolist(), labels[mask.bool()].tolist()) for loss in safety for batch in loss.batches
              for ids, labels, mask in zip(batch.input_ids, batch.labels, batch.attention_mask, strict=True)]
     (folder / "input.json").write_text(json.dumps({
-        "base": str(SAMPLE / "base"), "adapter": str(adapter), "batch": BATCH, "pad": pad, "lambda": query.damping,
+        "base": str(SAMPLE / "base"), "adapter": str(folder / "adapter"), "batch": BATCH, "pad": pad,
+        "lambda": query.damping,
         "rows": [([*row.prompt, *row.answer], [-100] * len(row.prompt) + list(row.answer)) for row in rows],
         "factor_rows": [at * len(rows) // FACTOR_ROWS for at in range(FACTOR_ROWS)], "query": asked}))
 
 
 def opened(folder: Path) -> tuple[dict, LiveModel, list[Row]]:
-    """The inputs, the model at its point, and the rows."""
+    """The inputs, the model at its point, and the rows.
+
+    Opening a pair balances A and B, which changes what gradients are taken by: the factors are put back as they were.
+    """
     given = json.loads((folder / "input.json").read_text())
     live = open_session(open_pair(given["base"], given["adapter"])).adapter()
+    stored = load_file(Path(given["adapter"]) / WEIGHTS_FILE)
+    write_params(live, {name.removeprefix(KEY_PREFIX): t for name, t in stored.items()})
     rows = [Row(number, tuple(i for i, label in zip(ids, labels, strict=True) if label == -100),
                 tuple(label for label in labels if label != -100))
             for number, (ids, labels) in enumerate(given["rows"])]

@@ -2,7 +2,7 @@
 
 Usage: python docs/benchmarks/rivals/run.py --theirs .venv-rivals/bin/python [--rounds 3] (`make bench-rivals` does both
 environments). Every round starts one process a side in turn, so that a slow spell of the machine meets all of them.
-Results are appended to rivals.jsonl beside this folder, and rivals.md is written from all of them.
+Results are appended to rivals.jsonl beside this folder (remove it to begin anew), and rivals.md is written from all.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PAGE = """# Side by side with other tools
 `make bench-rivals` makes an environment of its own for kronfluence, bergson and curvlinops (versions in
 `rivals/requirements.txt`), writes one set of inputs (the sample's base and adapter at the point where rows are scored
 by default, {n} rows of its training file in batches of {batch} rows of like length, the rows that S is made of, grad
-S) and starts one process a side in turn, {rounds} rounds of them, one thread each, float32. A process measures its work
+S) and starts one process a side in turn, {rounds} of them, one thread each, float32. A process measures its work
 {repeats} times after one that does not count; figures are medians over all rounds, with the least and the largest
 round. {machine}. Single results: `rivals.jsonl`.
 
@@ -157,7 +157,7 @@ def page(results: list[dict]) -> str:
     ratios = [a / b for a, b in zip(measured(results, "products", "products_seconds"),
                                     measured(results, "products", "gradient_seconds"), strict=True)]
     return PAGE.format(
-        n=known["rows"], batch=known["batch"], rounds=len(passes), repeats="5 (products: 2)", machine=known["machine"],
+        n=known["rows"], batch=known["batch"], rounds="one round" if len(passes) == 1 else f"{len(passes)} rounds", repeats="5 (products: 2)", machine=known["machine"],
         rows=row_table(results, known["rows"]), products=PRODUCTS, table=product_table(results),
         forwards=spread([a / b for a, b in zip(passes, measured(results, "rows", "forward_seconds"), strict=True)]),
         gradients=spread([a / b for a, b in zip(passes, measured(results, "rows", "gradient_seconds"), strict=True)]),
