@@ -17,11 +17,12 @@ from ..core.report.staging import MAKE_ROOM, is_full_disk
 
 UNEXPECTED = "run it again with --debug for the traceback"
 
+OUT_OF_MEMORY = "lower --batch-size, or give --load-in 8bit (--low-memory where the command has it)"
 RESUME = "run the same command again; `eval` with -o goes on where it stopped with --resume"
 REMEDIES = {
     "KeyboardInterrupt": (130, "interrupted - nothing was written at OUT", RESUME),
-    "OutOfMemoryError": (1, "out of memory", "lower --batch-size, or add --low-memory"),
-    "MemoryError": (1, "out of memory", "lower --batch-size, or add --low-memory"),
+    "OutOfMemoryError": (1, "out of memory", OUT_OF_MEMORY),
+    "MemoryError": (1, "out of memory", OUT_OF_MEMORY),
     "ModuleNotFoundError": (1, "", "install what is missing, or saferestore anew: pip install saferestore"),
 }
 """Name of an exception that is none of ours to exit code, first line (else its own text) and hint."""

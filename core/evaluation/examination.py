@@ -5,16 +5,19 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from ..checkpoint.systems import Shelf, System
 from ..config import Progress
+from ..data.evaluation_sets import EvaluationSet
 from ..losses import log_probabilities
 from .asking import TASKS, ask, samples_of
-from .batch_size import fitting_batch_size
+from .attacks import Setting
+from .batch_size import Result, fitting_batch_size, stepping_down
 from .judges import refusal_wording
 from .lm_eval import run_lm_eval
-from .numbers import Held, answer_batches, choices, drifts, likelihoods, perplexities
+from .numbers import Held, answer_batches, choices, drifts, likelihoods, perplexities, smaller_batches
 from .samples import Finding, Sample
 from .setup import Setup
 
@@ -59,10 +62,12 @@ class _Run:
     numbers: dict[str, Json]
     answer_batch: int | None
     held: list[Held] = field(default_factory=list)
+    loss_batch: int = LOSS_BATCH
 
-    @property
-    def loss_batch(self) -> int:
-        return self.batch_size if isinstance(self.batch_size, int) else LOSS_BATCH
+    def stepping_down(self, work: Callable[[int], Result]) -> Result:
+        """Do work in batches of losses, and later work at the size that fitted."""
+        result, self.loss_batch = stepping_down(self.loss_batch, work)
+        return result
 
 
 def examine(setup: Setup, entries: Sequence[Json], *, batch_size: int | str, limit: float | None, keep: Keep,
@@ -85,7 +90,8 @@ def examine(setup: Setup, entries: Sequence[Json], *, batch_size: int | str, lim
     for entry in (entry for entry in entries if "question" in entry):
         said[entry["system"]][entry["question"]] = entry
     run = _Run(setup, batch_size, limit, keep, progress, said, {e["system"]: e for e in entries if "numbers" in e},
-               next((e["batch_size"] for e in entries if "batch_size" in e), None))
+               next((e["batch_size"] for e in entries if "batch_size" in e), None),
+               loss_batch=batch_size if isinstance(batch_size, int) else LOSS_BATCH)
     shelf, found = Shelf(setup.placement), Examined()
     for system, is_measured in _visits(setup):
         if _has_work(run, system, is_measured):
@@ -149,10 +155,13 @@ def _measure(run: _Run, model: Any, system: System) -> Json:
     """Return the entry of a system's numbers."""
     setup, name = run.setup, system.name
     assert setup.setting is not None
-    setting, size = setup.setting, run.loss_batch
-    rows, verdicts = choices(model, name, setup.plan, {s.name: s.role for s in setup.sets}, setting, size)
-    rows += perplexities(model, name, setup.sets, setting, size, run.progress)
-    rows += drifts(model, name, () if name == "base" else run.held, setting.seed)
+    setting, roles = setup.setting, {each.name: each.role for each in setup.sets}
+    held = () if name == "base" else run.held
+    rows, verdicts = run.stepping_down(lambda size: choices(model, name, setup.plan, roles, setting, size))
+    rows = [*rows, *run.stepping_down(
+        lambda size: perplexities(model, name, setup.sets, setting, size, run.progress))]
+    rows += run.stepping_down(
+        lambda size: drifts(model, name, [smaller_batches(each, size) for each in held], setting.seed))
     if setup.lm_eval:
         rows += run_lm_eval(model, setting.chat, setup.lm_eval, system=name, batch_size=run.batch_size,
                             context=setting.context, seed=setting.seed, limit=run.limit)
@@ -173,8 +182,8 @@ def _likelihoods(run: _Run, model: Any) -> dict[str, dict[str, Json]]:
         base = _answers(setup, run.said["base"], each.name)
         tuned = _answers(setup, run.said["tuned"], each.name) if "tuned" in run.said else {}
         given = {record.id: record.answer for record in each.records if record.answer}
-        told = likelihoods(model, each.records, {key: text for key, text in base.items() if refusal_wording(text)},
-                           {**tuned, **given}, setup.setting, run.loss_batch)
+        safe, harmful = {key: text for key, text in base.items() if refusal_wording(text)}, {**tuned, **given}
+        told = run.stepping_down(partial(likelihoods, model, each.records, safe, harmful, setup.setting))
         found[each.name] = {key: dataclasses.asdict(finding) for key, finding in told.items()}
     return found
 
@@ -190,11 +199,14 @@ def _hold(run: _Run, model: Any, entries: Mapping[int, Json]) -> list[Held]:
     assert run.setup.setting is not None
     held = []
     for each in (each for each in run.setup.sets if each.role in ("benign", *TASKS)):
-        batches = answer_batches(each.records, _answers(run.setup, entries, each.name), run.setup.setting,
-                                 run.loss_batch)
-        if batches:
-            held.append(Held(each, batches, log_probabilities(model, batches).__getitem__))
+        held += run.stepping_down(partial(_held, model, each, _answers(run.setup, entries, each.name),
+                                          run.setup.setting))
     return held
+
+
+def _held(model: Any, of_set: EvaluationSet, answers: Mapping[str, str], setting: Setting, size: int) -> list[Held]:
+    batches = answer_batches(of_set.records, answers, setting, size)
+    return [Held(of_set, batches, log_probabilities(model, batches).__getitem__)] if batches else []
 
 
 def _add(found: Examined, setup: Setup, entries: Mapping[int, Json], numbers: Json) -> None:

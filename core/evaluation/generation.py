@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList
 
 from ..config import Progress, no_progress
-from ..errors import SaferestoreError, UsageError
-from .batch_size import fitting_batch_size
+from ..errors import UsageError
+from .batch_size import fitting_batch_size, ran_out_of_memory, smaller
 from .sampling import GREEDY, Decoding, Sampler
 
 Decodings = Decoding | Sequence[Decoding]
@@ -117,7 +117,7 @@ def generate_batches(model: Any, prompts: Sequence[Sequence[int]], batches: Sequ
                 found = _attempt(inner, [prompts[i] for i in part], max_new_tokens, pad_id, eos_ids,
                                  [how[i] for i in part])
                 if found is None:
-                    size = _smaller(len(part))
+                    size = smaller(len(part))
                 else:
                     rows += found
         yield list(batch), [_until_eos(row, ends) for row in rows]
@@ -169,7 +169,9 @@ def _attempt(model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int, 
         with torch.no_grad():
             out = model.generate(input_ids=ids.to(model.device), attention_mask=mask.to(model.device),
                                  generation_config=settings, logits_processor=LogitsProcessorList(drawn))
-    except torch.OutOfMemoryError:
+    except Exception as error:
+        if not ran_out_of_memory(error):
+            raise
         return None
     return out[:, ids.shape[1]:].tolist()
 
@@ -180,14 +182,6 @@ def _left_padded(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor,
     ids = [[pad_id] * gap + list(prompt) for gap, prompt in zip(gaps, prompts, strict=True)]
     mask = [[0] * gap + [1] * (width - gap) for gap in gaps]
     return torch.tensor(ids, dtype=torch.long), torch.tensor(mask, dtype=torch.long)
-
-
-def _smaller(batch_size: int) -> int:
-    if batch_size == 1:
-        raise SaferestoreError("out of memory - one prompt alone does not fit",
-                               hint="lower --max-new-tokens, or give --device cpu")
-    torch.cuda.empty_cache()  # what the failed batch had reserved; does nothing where there is no CUDA
-    return batch_size // 2
 
 
 def _until_eos(tokens: Sequence[int], ends: frozenset[int]) -> Generation:

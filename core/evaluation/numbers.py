@@ -6,8 +6,10 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch import Tensor
+
 from ..config import Progress
-from ..data.batches import Batch, Row, make_batches, truncate
+from ..data.batches import IGNORED, Batch, Row, make_batches, truncate
 from ..data.evaluation_sets import EvaluationSet
 from ..data.records import Record
 from ..losses import Reference, row_divergences
@@ -68,6 +70,31 @@ class Held:
     set: EvaluationSet
     batches: Sequence[Batch]
     tuned_log_p: Reference
+
+
+def smaller_batches(held: Held, batch_size: int) -> Held:
+    """Return the same in batches of so many rows at most.
+
+    Args:
+        held: What the tuned model said; it is not asked again.
+        batch_size: Rows a batch.
+    """
+    batches: list[Batch] = []
+    log_p: list[Tensor] = []
+    for number, batch in enumerate(held.batches):
+        ends, fixed = answer_ends(batch), held.tuned_log_p(number)
+        for start in range(0, len(batch.rows), batch_size):
+            part = slice(start, start + batch_size)
+            before, after = (ends[at - 1] if at else 0 for at in (start, min(part.stop, len(ends))))
+            batches.append(Batch(batch.input_ids[part], batch.attention_mask[part], batch.labels[part],
+                                 batch.rows[part], after - before))
+            log_p.append(fixed[before:after])
+    return Held(held.set, batches, log_p.__getitem__)
+
+
+def answer_ends(batch: Batch) -> list[int]:
+    """Return after each row of a batch how many answer tokens there are up to its end."""
+    return (batch.labels[:, 1:] != IGNORED).sum(dim=1).cumsum(dim=0).tolist()
 
 
 def drifts(model: Any, system: str, held: Sequence[Held], seed: int) -> list[Json]:

@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from saferestore.core import losses
 from saferestore.core.checkpoint.quiet import quiet
 from saferestore.core.config import EvalConfig, no_progress
+from saferestore.core.data.batches import Batch
 from saferestore.core.evaluation import asking, examination
 from saferestore.core.evaluation.examination import Examined, examine
 from saferestore.core.evaluation.setup import Setup, set_up
@@ -48,6 +50,35 @@ def run(setup: Setup, entries: Sequence[Json] = (), *, batch_size: int | str = 2
     kept: list[Json] = []
     found = examine(setup, entries, batch_size=batch_size, limit=None, keep=kept.extend, progress=no_progress)
     return found, kept
+
+
+def test_losses_step_down_when_memory_runs_out_and_find_the_same(
+        setup: Setup, whole: tuple[Examined, list[Json]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """No batch of losses may hold more than one row, and the tuned model's more than two."""
+    whole_logits, tried = losses.answer_logits, []
+
+    def limited(model: Any, batch: Batch) -> Any:
+        tried.append(len(batch.rows))
+        if tried[-1] > (1 if isinstance(model, PeftModel) else 2):
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 byte")
+        return whole_logits(model, batch)
+
+    monkeypatch.setattr(losses, "answer_logits", limited)
+    found, kept = run(setup, batch_size="auto")
+    assert {4, 2, 1} <= set(tried)
+    expected = {(row["system"], row["set"], row["metric"], row["judge"]): row["value"] for row in whole[0].rows}
+    assert {(row["system"], row["set"], row["metric"], row["judge"]): row["value"] for row in found.rows} == {
+        key: pytest.approx(value, rel=1e-4) for key, value in expected.items()}
+    assert len(kept) > len(setup.systems)
+
+
+def test_an_error_that_is_not_about_memory_is_raised(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr(losses, "answer_logits", broken)
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        run(setup)
 
 
 @pytest.fixture(autouse=True)

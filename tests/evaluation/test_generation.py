@@ -12,7 +12,12 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from saferestore.core.errors import SaferestoreError, UsageError
-from saferestore.core.evaluation.batch_size import bytes_per_row, fitting_batch_size, largest_power_of_two
+from saferestore.core.evaluation.batch_size import (
+    bytes_per_row,
+    fitting_batch_size,
+    largest_power_of_two,
+    ran_out_of_memory,
+)
 from saferestore.core.evaluation.generation import (
     Generation,
     generate,
@@ -179,6 +184,19 @@ def test_the_batch_size_steps_down_when_memory_runs_out(monkeypatch: pytest.Monk
     tried = limit_memory(model, monkeypatch, rows=3)
     assert run(model, prompts, 8) == expected
     assert tried == [8, 4, 2, 2, 2, 2, 2]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("MPS backend out of memory"), MemoryError(),
+                                   RuntimeError("DefaultCPUAllocator: can't allocate memory")], ids=repr)
+def test_memory_that_runs_out_elsewhere_than_on_a_gpu_is_told_by_its_words(error: Exception) -> None:
+    assert ran_out_of_memory(error) and not ran_out_of_memory(ValueError("out of memory"))
+
+
+def test_another_error_while_generating_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_llama()
+    monkeypatch.setattr(model, "generate", lambda **_: torch.zeros(2) @ torch.zeros(3))
+    with pytest.raises(RuntimeError, match="size"):
+        run(model, some_prompts(2))
 
 
 def test_one_prompt_that_does_not_fit_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
