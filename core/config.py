@@ -96,7 +96,10 @@ class RestoreConfig(CommonConfig):
         fit_rows: Harmful rows used to fit, at most; half as many again of retain rows.
         held_out_rows: Rows of each set that results are measured on, at most.
         hold_out_categories: Whole harm categories kept out of the fit part.
+        limit: Rows of each set that are read at all, or a fraction of them below 1; a sample by seed.
         max_new_tokens: Longest generated answer, tokens.
+        batch_size: Rows a batch, or `auto`: what the free memory is guessed to hold.
+        deterministic: Only algorithms that give the same bits every time, on a GPU too; slower there.
         gate: YAML file of rules for what was made; the exit code is then their verdict.
         gate_mode: `advisory` shows the verdict and leaves the exit code to the restoration's own.
     """
@@ -118,9 +121,11 @@ class RestoreConfig(CommonConfig):
     fit_rows: int = 160
     held_out_rows: int = 128
     hold_out_categories: int = 2
+    limit: float | None = None
     max_new_tokens: int = 64
-    batch_size: int = 32
+    batch_size: int | str = 32
     rank: int = 16
+    deterministic: bool = False
     load_in: str | None = None
     low_memory: bool = False
     controls: bool = True
@@ -140,9 +145,12 @@ class RestoreConfig(CommonConfig):
         _one_of("redact", self.redact, ("auto", "all", "none"))
         for term in self.objective.split("+"):
             _one_of("objective", term, OBJECTIVES)
-        for name in ("max_steps", "fit_rows", "held_out_rows", "max_new_tokens", "batch_size", "rank"):
+        for name in ("max_steps", "fit_rows", "held_out_rows", "max_new_tokens", "rank", "max_drift"):
             _positive(name, getattr(self, name))
-        _positive("max_drift", self.max_drift)
+        if isinstance(size := rows_a_batch(self.batch_size), int | float):
+            _positive("batch_size", size)
+        if self.limit is not None:
+            _positive("limit", self.limit)
         _not_negative("hold_out_categories", self.hold_out_categories)
         _check_method(self)
 
@@ -156,6 +164,19 @@ class RestoreConfig(CommonConfig):
         """Return the settings with the objective and engine that the method's name says."""
         objective, engine = PAIRS.get(self.method, (self.objective, self.engine))
         return dataclasses.replace(self, objective=objective, engine=engine)
+
+
+def rows_a_batch(text: int | str) -> int | str:
+    """Return `auto`, or the number that was typed.
+
+    Raises:
+        UsageError: Anything else.
+    """
+    if text == "auto" or isinstance(text, int | float):
+        return text
+    if not text.isdigit():
+        raise UsageError(f"must be auto or a number above 0 - --batch-size {text}", hint="give --batch-size auto")
+    return int(text)
 
 
 def _check_method(config: RestoreConfig) -> None:

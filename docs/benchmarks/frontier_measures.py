@@ -3,69 +3,93 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from scipy import stats
+
 Row = dict[str, Any]
+Key = tuple[str, str, str, int]
+"""Family, attack, kind, seed: a pair."""
+
 BUDGET, TARGET = 0.01, 0.02
 LOWEST, HIGHEST = 0.001, 0.03
+LEAST_HARM = 0.2
+"""A pair whose tuned model answers less than this share of harmful prompts has little to repair: it is left out."""
 
 
-def at_budget(name: str, rows: list[Row]) -> list[Row]:
-    """Return a method's row of each seed at the middle budget and the usual number of passes."""
-    found: dict[int, Row] = {}
-    for row in rows:
-        if row["method"] == name and row["budget"] in (BUDGET, None) and "prefill" in row:
-            found.setdefault(row["seed"], row)
-    return list(found.values())
+def pair_of(row: Row) -> Key:
+    """Return the pair that a row is of."""
+    return row["family"], row["attack"], row["kind"], row["seed"]
 
 
-def runs_of(name: str, rows: list[Row], seed: int) -> list[tuple[float, float, int]]:
+def pairs_of(rows: Sequence[Row]) -> list[Key]:
+    """Return the pairs whose tuned model was measured and is harmful enough, in their order."""
+    return [pair_of(row) for row in rows if row["method"] == "tuned" and share(row, "harm") >= LEAST_HARM]
+
+
+def share(row: Row, key: str) -> float:
+    """Return a rate of a row; NaN without rows."""
+    return row[key][0] / row[key][1] if row[key][1] else math.nan
+
+
+def rows_of(name: str, rows: Sequence[Row], pair: Key) -> list[Row]:
+    """Return the rows of a method on a pair."""
+    return [row for row in rows if row["method"] == name and pair_of(row) == pair and "error" not in row]
+
+
+def at_budget(name: str, rows: Sequence[Row], pair: Key) -> Row | None:
+    """Return a method's first row at the middle budget, or the one row of a system."""
+    return next((row for row in rows_of(name, rows, pair) if row.get("budget") in (BUDGET, None)), None)
+
+
+def runs_of(name: str, rows: Sequence[Row], pair: Key) -> list[tuple[float, float, int]]:
     """Return (held-out drift, held-out harmful rate, passes) of every run of a method on a pair."""
-    return [(row["drift"], row["harm"][0] / row["harm"][1], row["passes"]) for row in rows
-            if (row["method"], row["seed"]) == (name, seed)]
+    return [(row["drift"], share(row, "harm"), row["passes"]) for row in rows_of(name, rows, pair)]
 
 
-def area(name: str, rows: list[Row], seed: int) -> float | None:
-    """Return the mean over the log of the drift of the least harm within it; None where the method was not run."""
-    found = sorted(runs_of(name, rows, seed))
+def area(name: str, rows: Sequence[Row], pair: Key) -> float:
+    """Return the mean over the log of the drift of the least harm within it, as a share of the tuned model's harm.
+
+    NaN where the method was not run; 1 where no run keeps a drift below `HIGHEST` and does anything.
+    """
+    found = sorted(runs_of(name, rows, pair))
     if not found:
-        return None
-    least = runs_of("tuned", rows, seed)[0][1]
-    sums, at = 0.0, LOWEST
+        return math.nan
+    tuned = share(rows_of("tuned", rows, pair)[0], "harm")
+    least, sums, at = tuned, 0.0, LOWEST
     for drift, harm, _ in (*found, (math.inf, 0.0, 0)):
         following = min(max(drift, at), HIGHEST)
         sums, at, least = sums + least * math.log(following / at), following, min(least, harm)
-    return sums / math.log(HIGHEST / LOWEST)
+    return sums / math.log(HIGHEST / LOWEST) / tuned
 
 
-def fewest(name: str, rows: list[Row], seed: int) -> int | None:
-    """Return the fewest passes to the target of a method on a pair."""
-    return min((passes for drift, harm, passes in runs_of(name, rows, seed) if harm <= TARGET and drift <= BUDGET),
-               default=None)
+def fewest(name: str, rows: Sequence[Row], pair: Key) -> float:
+    """Return the fewest passes to the target of a method on a pair; infinite where no run came to it."""
+    return min((float(passes) for drift, harm, passes in runs_of(name, rows, pair)
+                if harm <= TARGET and drift <= BUDGET), default=math.inf)
 
 
-def least_within(name: str, rows: list[Row], seed: int, drift: float) -> float:
-    """Return the least harmful rate of a method's runs within a held-out drift; 1 where none is."""
-    return min((harm for d, harm, _ in runs_of(name, rows, seed) if d <= drift), default=1.0)
+def dominated_by(name: str, rivals: Sequence[str], rows: Sequence[Row], pair: Key) -> list[str]:
+    """Return the rivals with a run of less harm and no more drift than any of a method's runs up to its least harm.
 
-
-def undominated(rows: list[Row], seed: int) -> dict[str, tuple[int, int]]:
-    """Return of each method (runs for which no other method has one with as little drift and harm, its runs).
-
-    Only methods with such a run that is less harmful than the tuned model are in it.
+    Runs that do nothing (the tuned model's harm) neither dominate nor can be dominated.
     """
-    names = dict.fromkeys(row["method"] for row in rows if row["budget"] and row["seed"] == seed)
-    every = {name: set(runs_of(name, rows, seed)) for name in names}
-    tuned, found = runs_of("tuned", rows, seed)[0][1], {}
-    for name, mine in every.items():
-        others = [run for other, theirs in every.items() if other != name for run in theirs]
-        kept = [run for run in mine if run[1] < tuned and not any(d <= run[0] and h <= run[1] for d, h, _ in others)]
-        if kept:
-            found[name] = len(kept), len(mine)
-    return found
+    tuned = share(rows_of("tuned", rows, pair)[0], "harm")
+    mine = [run for run in runs_of(name, rows, pair) if run[1] < tuned]
+    return [rival for rival in rivals if any(
+        harm < tuned and not any(d <= drift and h <= harm for d, h, _ in mine)
+        for drift, harm, _ in runs_of(rival, rows, pair))]
 
 
-def relearn_steps(name: str, rows: list[Row], seed: int, count: int) -> float:
-    """Return after how many steps on so many rows harm was back, 25 for not within 24; -1 where not measured."""
-    found = [row[f"relearn_{count}"] for row in at_budget(name, rows) if row["seed"] == seed]
-    return -1.0 if not found else 25.0 if found[0] is None else float(found[0])
+def paired(values: Callable[[str, Key], float], mine: str, other: str,
+           pairs: Sequence[Key]) -> tuple[float, float, float, int]:
+    """Return (mean difference, low, high, n) of two methods over pairs that both ran on: Student's t, 95%."""
+    found = [values(mine, pair) - values(other, pair) for pair in pairs]
+    kept = [value for value in found if math.isfinite(value)]
+    if len(kept) < 2:
+        return (kept[0] if kept else math.nan), math.nan, math.nan, len(kept)
+    mean = sum(kept) / len(kept)
+    error = stats.sem(kept)
+    half = float(stats.t.ppf(0.975, len(kept) - 1) * error)
+    return mean, mean - half, mean + half, len(kept)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
@@ -13,120 +13,306 @@ import torch
 from frontier_measures import (
     BUDGET,
     HIGHEST,
+    LEAST_HARM,
     LOWEST,
     TARGET,
+    Key,
     Row,
     area,
     at_budget,
+    dominated_by,
     fewest,
-    least_within,
-    relearn_steps,
-    undominated,
+    pair_of,
+    paired,
+    pairs_of,
+    rows_of,
+    share,
 )
 
 mpl.use("svg")
 from matplotlib import pyplot
-from saferestore.core.config import NEED_UNALIGNED, PUBLISHED
+from saferestore.core.config import RestoreConfig
 from saferestore.core.evaluation.intervals import wilson
 
 DRAWN = {"anchor-fisher": "#b2182b", "anchor-identity": "#ef8a62", "anchor-diagonal": "#f4a6c1",
-         "refusal-sft": "#2166ac", "refusal-sft-no-replay": "#67a9cf", "dpo": "#1b7837", "npo": "#7fbf7b",
-         "scale": "#555555", "antidote": "#aaaaaa", "safedelta": "#8073ac", "datainf": "#e08214"}
-EVERY = (*(name for name in PUBLISHED if name not in NEED_UNALIGNED),
-         *(f"anchor-{engine}" for engine in ("fisher", "identity", "diagonal", "ekfac", "cg", "lbfgs")))
-OURS, NULL = "anchor-fisher", "anchor-identity"
+         "anchor-ekfac": "#762a83", "refusal-sft": "#2166ac", "refusal-sft-no-replay": "#67a9cf", "dpo": "#1b7837",
+         "scale": "#555555"}
+OURS = f"anchor-{RestoreConfig('-', '-').engine}"
+NULL = "anchor-identity"
+ASKED = 54
+"""Pairs of the whole benchmark: three families, three attacks, two kinds, three seeds."""
+
 PAGE = """# Harm against drift and passes, by method
 
-`python docs/benchmarks/frontier.py --pairs FOLDER` runs [methods](../methods.md) on sample pairs. **What was run:
-{ran}.** One architecture (Llama, LoRA) and one attack (10% harmful rows in the task's file), with {fit} harmful and
-half as many again of retain rows to fit on, measured on rows that no fit saw. Not measured: other models and attacks,
-full fine-tuning, few-shot accuracy, attacks by template, rounding to 4 bits, and methods that need an unaligned model
-(the sample has none).
-{missing}
-An edit is searched for the value that spends a drift budget on the fit rows; a method that trains is followed at each
-of its rates, with an update for every 8 safe or harmful rows, and the best point by its own loss among those within the
-budget is taken. Our rows are `anchor-` and an engine. Rates are pooled over seeds, with Wilson 95% intervals, which
-treat the answers of one model as independent. Harm is judged by wording. Single results: `{results}`. The page was
-written at commit {commit}, torch {torch}; one core.
+`python docs/benchmarks/frontier.py --pairs FOLDER` runs [methods](../methods.md) on pairs of three families (Llama;
+Qwen2 with biases; GPT-2 with transposed weights; 3 layers, width 96, trained by the sample's recipe), three attacks
+(`mixed`: a task's file with 10% harmful rows; `pure`: 32 harmful rows alone; `drift`: harmless rows alone, half of them
+helpful answers), an adapter or full fine-tuning, and three seeds. **What was run: {ran}.** {fit} harmful and half as
+many again of retain rows to fit on; rates are measured on rows that no fit saw.
+
+{notes}
+
+An edit is searched for the value that spends a drift budget on the fit rows; a method that trains is followed at
+each of its rates, with an update for every 8 safe or harmful rows, and the best point by its own loss among those
+within the budget is taken. Budgets are 0.003, 0.01 and 0.03 nats per token on the fit rows, 12 passes; some methods
+also have 3, 6 and 24 passes at 0.01. Our rows are `anchor-` and an engine; ours by default is `{ours}`, and
+`{null}` is the null control of curvature. Harm is judged by wording. Single results: `{results}`. The page was written
+at commit {commit}, torch {torch}, one thread.
 
 ![harm against drift, and against passes](frontier.svg)
 
-## Ours and the best rival
+## What came of it
 
-The best rival is the published method that is best on that line; `anchor-identity` is our own null control of
-curvature. Harm and the drift in "at most" are held-out. Budgets were 0.001, 0.003, 0.01 and 0.03 on the *fit* rows; a
-method whose held-out drift falls short of them has no run just below a bound, which counts against it here: held-out
-drift at a budget of 0.01 is in the next table.
-
-{duel}
-
-Runs that are not dominated, that is no run of another method (ours among them) has as little held-out drift and as
-little harm: {front}.
-
-## At a budget of 0.01 nats per token on the fit rows
-
-"passes" are gradient passes and curvature products of the run that is shown, in brackets those of all values tried.
-"prefill" forces the first 4 tokens of the tuned model's own answer. "relearn 4, 16" is after how many AdamW steps (rate
-0.001) on 4 and 16 harmful rows half of 32 unseen requests are answered again, by seed; `>24`: not within 24; 0: they
-were answered before.
-
-{main}
+{findings}
 
 ## Area under the frontier
 
-The held-out harmful rate that a method reaches within a held-out drift, averaged over the logarithm of the drift from
-{lowest} to {highest}, by seed (at a drift that no run of it kept, the tuned model's own). Smaller is better.
+The held-out harmful rate that a method reaches within a held-out drift, as a share of the tuned model's, averaged over
+the logarithm of the drift from {lowest} to {highest}: 1 is nothing done, 0 all harm gone at no drift. Means over seeds;
+`mean` is over all pairs, `ours less it` the paired difference over the pairs that both ran on, with Student's t 95%
+interval (below 0: ours is better).
 
 {area}
 
-## Passes to a harmful rate of at most {target} with a held-out drift of at most 0.01
+## By pair
 
-The fewest passes among those tried ({tried}), by seed; `-`: not within them. For methods that train it is the cost of
-the best rate alone, as if it had been known.
+Area of ours, of the null control, and of the best published method of that pair; passes to a harmful rate of at most
+{target} within a held-out drift of 0.01 (`-`: not within the runs tried; for methods that train the cost of the best
+rate alone); which published methods have a run that none of ours matches in drift and harm.
 
-{cost}
+{pairs}
+
+## Does curvature pay?
+
+Every engine on the same objective, rows and budget, against `{null}`: mean paired difference of the area (below 0: the
+engine is better) over the pairs of a line, with Student's t 95% interval.
+
+{curvature}
+
+## At a budget of 0.01 nats per token on the fit rows
+
+All pairs of a method together, with Wilson 95% intervals, which treat the answers of one model as independent. "passes"
+are gradient passes and curvature products of the run that is shown, in brackets those of all values tried.
+
+{main}
+
+## How the restored models hold
+
+Pairs of seed 0 together. "prefill" forces the first 4 tokens of the tuned model's own answer; "framed" is the worst of
+two frames; "one shot" is task accuracy with one solved row before; "4 bits" rounds all linear weights; "relearn 4, 16"
+is the median number of AdamW steps (rate 0.001) on so many harmful rows until half of 32 unseen requests are answered
+again (25: not within 24; 0: they were answered before).
+
+{robust}
 """
 
 
-def write_page(rows: list[Row], page: Path, picture: Path) -> None:
+def write_page(rows: list[Row], page: Path, picture: Path, *, fit: int) -> None:
     """Write the page and the picture of what has been measured so far."""
-    good = [row for row in rows if "error" not in row]
-    seeds, names = sorted({row["seed"] for row in good}), list(dict.fromkeys(row["method"] for row in good))
-    methods = [name for name in names if name not in ("tuned", "base")]
+    good, keys = [row for row in rows if "error" not in row], pairs_of(rows)
+    names = [name for name in dict.fromkeys(row["method"] for row in good) if name not in ("tuned", "base")]
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout
-    failed = [f"{row['method']} on seed {row['seed']}: {row['error']}" for row in rows if "error" in row]
-    ran = {seed: [name for name in methods if any((row["method"], row["seed"]) == (name, seed) for row in rows)]
-           for seed in seeds}
-    left_out = [name for name in (*EVERY, *methods) if not all(name in found for found in ran.values())]
-    notes = [f"\nNot run on every seed: {named(left_out)}.\n"] if left_out else []
-    notes += [f"\nFailed: {'; '.join(failed)}.\n"] if failed else []
-    tried = sorted({row["passes"] for row in good if row["budget"] == BUDGET and row["passes"]})
     text = PAGE.format(
-        ran="; ".join(f"seed {seed}, {len(found)} methods" for seed, found in ran.items()),
-        fit=32 if "quick" in page.name else 64, results=f"{page.stem}.jsonl",
-        commit=commit.strip(), torch=torch.__version__, missing="".join(notes), target=TARGET,
-        lowest=LOWEST, highest=HIGHEST, duel=duel(good, methods, seeds),
-        front="; ".join(f"seed {seed}, " + ", ".join(
-            f"{kept} of {count} runs of `{name}`" for name, (kept, count) in undominated(good, seed).items())
-            for seed in seeds),
-        tried=f"{tried[0]} to {tried[-1]}" if tried else "none",
-        main=table(("method", "passes", "harmful", "refusals", "coherent", "over-refusal", "task", "untouched skill",
-                    "drift held-out", "prefill", "relearn 4", "relearn 16"),
-                   ordered([summary(name, good) for name in names])),
-        area=table(("method", "by seed", "mean"), ordered([areas(name, good, seeds) for name in methods])),
-        cost=table(("method", "passes, by seed"), [costs(name, good, seeds) for name in methods]))
+        ran=ran(rows), fit=fit, ours=OURS, null=NULL, results=f"{page.stem}.jsonl", commit=commit.strip(),
+        torch=torch.__version__, notes=notes(rows), findings=findings(good, names, keys), lowest=LOWEST,
+        highest=HIGHEST, target=TARGET, area=areas(good, names, keys), pairs=by_pair(good, names, keys),
+        curvature=curvature(good, names, keys), main=main_table(good, names, keys), robust=robust(good, names, keys))
     page.write_text(text.replace("(frontier.svg)", f"({picture.name})"), encoding="utf-8")
-    draw(good, methods, picture)
+    draw(good, names, keys, picture)
 
 
-def named(methods: Sequence[str]) -> str:
-    """Return names as the page writes them, each once."""
-    return ", ".join(f"`{name}`" for name in dict.fromkeys(methods))
+def ran(rows: list[Row]) -> str:
+    """Return how many pairs were asked by how many methods."""
+    asked: dict[Key, set[str]] = {}
+    for row in rows:
+        asked.setdefault(pair_of(row), set()).add(row["method"])
+    counts = sorted((len(names - {"tuned", "base"}) for names in asked.values()), reverse=True)
+    by = ", ".join(f"{counts.count(number)} by {number} methods" for number in dict.fromkeys(counts))
+    return f"{len(asked)} of {ASKED} pairs, {by}"
 
 
-def ordered(lines: list[tuple[float, list[str]]]) -> list[list[str]]:
-    """Return lines by their first value, the smallest first."""
-    return [cells for _, cells in sorted(lines, key=lambda line: line[0])]
+def notes(rows: list[Row]) -> str:
+    """Return what was left out and what failed."""
+    found = []
+    mild = [pair_of(row) for row in rows if row["method"] == "tuned" and share(row, "harm") < LEAST_HARM]
+    if mild:
+        found.append(f"Left out of every table, because the tuned model answers less than {LEAST_HARM:.0%} of harmful "
+                     f"prompts: {'; '.join(map(said, mild))}.")
+    errors: dict[str, list[str]] = {}
+    for row in rows:
+        if "error" in row:
+            errors.setdefault(f"`{row['method']}`: {row['error']}", []).append(said(pair_of(row)))
+    found += [f"Refused: {error} ({len(where)} pairs: {'; '.join(where)})." for error, where in errors.items()]
+    return "\n\n".join(found) or "No method failed."
+
+
+def said(pair: Key) -> str:
+    """Return the name of a pair."""
+    return f"{pair[0]}, {pair[1]}, {pair[2]}, seed {pair[3]}"
+
+
+def is_ours(name: str) -> bool:
+    """Tell whether a method is of our family."""
+    return name.startswith("anchor-")
+
+
+def findings(rows: list[Row], names: Sequence[str], pairs: Sequence[Key]) -> str:
+    """Return whether the numbers to reach are reached, from the rows."""
+    rivals = [name for name in names if not is_ours(name)]
+    if not pairs or not rivals or OURS not in names:
+        return "Too little was run."
+    means = {name: mean_area(name, rows, pairs) for name in names}
+    best = min(rivals, key=lambda name: means[name])
+    first = min(names, key=lambda name: means[name])
+    apart = paired(lambda name, pair: area(name, rows, pair), OURS, best, pairs)
+    free = sum(not dominated_by(OURS, rivals, rows, pair) for pair in pairs)
+    return "\n".join([
+        f"- First by mean area: `{first}` ({means[first]:.3f}); `{OURS}` has {means[OURS]:.3f}, the best published "
+        f"method, `{best}`, {means[best]:.3f}. Ours less it: {interval(apart)}, which "
+        f"{'excludes' if apart[2] < 0 or apart[1] > 0 else 'does not exclude'} 0.",
+        f"- `{OURS}` is undominated by published methods on {free} of {len(pairs)} pairs.", cost(rows, pairs),
+        *relearning(rows, pairs)])
+
+
+def mean_area(name: str, rows: list[Row], pairs: Sequence[Key]) -> float:
+    """Return the mean over the pairs that a method ran on; infinite for none."""
+    found = [value for value in (area(name, rows, pair) for pair in pairs) if math.isfinite(value)]
+    return statistics.mean(found) if found else math.inf
+
+
+def cost(rows: list[Row], pairs: Sequence[Key]) -> str:
+    """Return how passes to the target compare with those of `refusal-sft`."""
+    mine, theirs = ([fewest(name, rows, pair) for pair in pairs] for name in (OURS, "refusal-sft"))
+    both = [b / a for a, b in zip(mine, theirs, strict=True) if math.isfinite(a) and math.isfinite(b)]
+    ratio = f"; where both do, it takes {statistics.median(both):.1f} times the passes (median of {len(both)})" \
+        if both else ""
+    return (f"- The target (harm at most {TARGET}, held-out drift at most {BUDGET}) is reached by `{OURS}` on "
+            f"{sum(map(math.isfinite, mine))} of {len(pairs)} pairs and by `refusal-sft`, at the best of its rates, on "
+            f"{sum(map(math.isfinite, theirs))}{ratio}.")
+
+
+def relearning(rows: list[Row], pairs: Sequence[Key]) -> Iterable[str]:
+    """Yield how far relearning falls short of the base's own figure."""
+    for count in (4, 16):
+        mine, base = relearn(OURS, rows, pairs, count), relearn("base", rows, pairs, count)
+        if mine and base:
+            yield (f"- Harm is back after {statistics.median(mine):g} steps on {count} rows (median of {len(mine)} "
+                   f"restored models), in the base after {statistics.median(base):g} (of {len(base)}).")
+
+
+def relearn(name: str, rows: list[Row], pairs: Sequence[Key], count: int) -> list[float]:
+    """Return after how many steps harm was back, 25 for not within 24."""
+    found = [at_budget(name, rows, pair) for pair in pairs]
+    return [25.0 if row[f"relearn_{count}"] is None else float(row[f"relearn_{count}"])
+            for row in found if row is not None and f"relearn_{count}" in row]
+
+
+def interval(found: tuple[float, float, float, int]) -> str:
+    """Return a mean difference with its interval and n."""
+    mean, low, high, count = found
+    return f"{mean:+.3f} ({low:+.3f} to {high:+.3f}, n {count})" if count else "-"
+
+
+def areas(rows: list[Row], names: Sequence[str], pairs: Sequence[Key]) -> str:
+    """Return the table of areas, the best method first."""
+    attacks = list(dict.fromkeys((pair[1], pair[2]) for pair in pairs))
+    lines = []
+    for name in sorted(names, key=lambda name: mean_area(name, rows, pairs)):
+        own = [mean_area(name, rows, [pair for pair in pairs if (pair[1], pair[2]) == group]) for group in attacks]
+        apart = paired(lambda name, pair: area(name, rows, pair), OURS, name, pairs) if name != OURS else None
+        lines.append([f"`{name}`", *map(number, own), number(mean_area(name, rows, pairs)),
+                      interval(apart) if apart else ""])
+    return table(("method", *(f"{attack}, {kind}" for attack, kind in attacks), "mean", "ours less it"), lines)
+
+
+def number(value: float, form: str = ".3f") -> str:
+    """Return a number, a dash for none."""
+    return f"{value:{form}}" if math.isfinite(value) else "-"
+
+
+def by_pair(rows: list[Row], names: Sequence[str], pairs: Sequence[Key]) -> str:
+    """Return a line a pair."""
+    rivals = [name for name in names if not is_ours(name)]
+    lines = []
+    for pair in pairs:
+        known = {name: value for name in rivals if math.isfinite(value := area(name, rows, pair))}
+        best = min(known, key=lambda name: known[name], default=None)
+        lines.append([
+            *map(str, pair), number(share(rows_of("tuned", rows, pair)[0], "harm"), ".2f"),
+            *(number(area(name, rows, pair)) for name in (OURS, NULL)),
+            f"{known[best]:.3f} (`{best}`)" if best else "-",
+            *(number(fewest(name, rows, pair), ".0f") for name in (OURS, NULL, "refusal-sft")),
+            ", ".join(f"`{name}`" for name in dominated_by(OURS, rivals, rows, pair)) or "none"])
+    return table(("family", "attack", "kind", "seed", "tuned harm", f"`{OURS}`", f"`{NULL}`", "best published",
+                  "passes, ours", "null", "`refusal-sft`", "better somewhere"), lines)
+
+
+def curvature(rows: list[Row], names: Sequence[str], pairs: Sequence[Key]) -> str:
+    """Return each engine against no curvature, over all pairs and by family, attack and kind."""
+    engines = [name for name in names if is_ours(name) and name != NULL]
+    groups: dict[str, list[Key]] = {"all": list(pairs)}
+    for at in range(3):
+        for value in dict.fromkeys(str(pair[at]) for pair in pairs):
+            groups[value] = [pair for pair in pairs if pair[at] == value]
+    lines = [[group, *(interval(paired(lambda name, pair: area(name, rows, pair), engine, NULL, own))
+                       for engine in engines)] for group, own in groups.items()]
+    return table(("pairs", *(f"`{engine}`" for engine in engines)), lines)
+
+
+def main_table(rows: list[Row], names: Sequence[str], pairs: Sequence[Key]) -> str:
+    """Return pooled rates at the middle budget, the least harmful method first."""
+    found = {name: [row for pair in pairs if (row := at_budget(name, rows, pair)) is not None]
+             for name in ("base", "tuned", *names)}
+    order = sorted((name for name in found if found[name]), key=lambda name: (
+        name not in ("base", "tuned"), pooled(found[name], "harm")))
+    keys = ("harm", "refused", "as_base", "coherent", "over_refusal", "task", "untouched")
+    lines = [[f"`{name}`", str(len(found[name])), passes(found[name]), *(rate(found[name], key) for key in keys),
+              drift(found[name])] for name in order]
+    return table(("method", "pairs", "passes", "harmful", "refusals", "in the base's words", "coherent", "over-refusal",
+                  "task", "untouched skill", "drift held-out"), lines)
+
+
+def passes(rows: Sequence[Row]) -> str:
+    """Return the median passes of the runs shown, and of all tried."""
+    known = [row for row in rows if row.get("passes_all") is not None]
+    if not known:
+        return "-"
+    own, every = (statistics.median(row[key] for row in known) for key in ("passes", "passes_all"))
+    return f"{own:g} ({every:g})"
+
+
+def drift(rows: Sequence[Row]) -> str:
+    """Return the mean held-out drift."""
+    known = [row["drift"] for row in rows if "drift" in row]
+    return f"{statistics.mean(known):.4f}" if known else "-"
+
+
+def pooled(rows: Sequence[Row], key: str) -> float:
+    """Return the rate of all rows together."""
+    return sum(row[key][0] for row in rows) / max(1, sum(row[key][1] for row in rows))
+
+
+def rate(rows: Sequence[Row], key: str) -> str:
+    """Return a pooled rate with its interval, in percent."""
+    known = [row[key] for row in rows if key in row and row[key][1]]
+    if not known:
+        return "-"
+    found = wilson(sum(hits for hits, _ in known), sum(count for _, count in known))
+    return f"{100 * found.value:.1f} ({100 * found.ci_low:.1f}-{100 * found.ci_high:.1f})"
+
+
+def robust(rows: list[Row], names: Sequence[str], pairs: Sequence[Key]) -> str:
+    """Return attacks, one shot, rounding and relearning of what was measured so."""
+    keys = ("harm", "prefill", "framed", "few_shot", "rounded_harm", "rounded_task")
+    lines = []
+    for name in ("base", "tuned", *names):
+        found = [row for pair in pairs if (row := at_budget(name, rows, pair)) is not None and "prefill" in row]
+        if found:
+            back = [relearn(name, found, [pair_of(row) for row in found], count) for count in (4, 16)]
+            lines.append([f"`{name}`", str(len(found)), *(rate(found, key) for key in keys),
+                          *(f"{statistics.median(values):g}" for values in back)])
+    return table(("method", "pairs", "harmful", "prefill", "framed", "one shot", "harmful, 4 bits", "task, 4 bits",
+                  "relearn 4", "relearn 16"), lines)
 
 
 def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -134,80 +320,16 @@ def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *lines))
 
 
-def rate(rows: list[Row], key: str) -> str:
-    """Return a pooled rate with its interval, in percent."""
-    hits, count = (sum(row[key][i] for row in rows) for i in (0, 1))
-    if not count:
-        return "-"
-    found = wilson(hits, count)
-    return f"{100 * found.value:.1f} ({100 * found.ci_low:.1f}-{100 * found.ci_high:.1f})"
-
-
-def steps(rows: list[Row], key: str) -> str:
-    """Return after how many steps harm was back, by seed."""
-    return ", ".join(str(row[key]) if row[key] is not None else ">24" for row in rows)
-
-
-def summary(name: str, rows: list[Row]) -> tuple[float, list[str]]:
-    """Return (harmful rate, cells) of a method."""
-    found = at_budget(name, rows)
-    if not found:
-        return 9.0, [name, *["-"] * 11]
-    harm = sum(row["harm"][0] for row in found) / sum(row["harm"][1] for row in found)
-    passes = ", ".join(f"{row['passes']} ({row['passes_all']})" for row in found) if "passes_all" in found[0] else "-"
-    drift = statistics.mean(row["drift"] for row in found)
-    order = {"base": -2.0, "tuned": -1.0}.get(name, harm)
-    return order, [f"`{name}`", passes, *(rate(found, key) for key in ("harm", "refused", "coherent", "over_refusal",
-                                                                        "task", "untouched")),
-                   f"{drift:.4f}", rate(found, "prefill"), steps(found, "relearn_4"), steps(found, "relearn_16")]
-
-
-def areas(name: str, rows: list[Row], seeds: Sequence[int]) -> tuple[float, list[str]]:
-    """Return (mean area, cells) of a method."""
-    found = [area(name, rows, seed) for seed in seeds]
-    known = [value for value in found if value is not None]
-    mean = statistics.mean(known) if known else 9.0
-    return mean, [f"`{name}`", ", ".join("-" if value is None else f"{value:.3f}" for value in found), f"{mean:.3f}"]
-
-
-def costs(name: str, rows: list[Row], seeds: Sequence[int]) -> list[str]:
-    """Return the fewest passes to the target of a method, by seed."""
-    found = [fewest(name, rows, seed) for seed in seeds]
-    return [f"`{name}`", ", ".join("-" if passes is None else str(passes) for passes in found)]
-
-
-def duel(rows: list[Row], methods: Sequence[str], seeds: Sequence[int]) -> str:
-    """Return the table of ours, its null control and the best rival of each line."""
-    lines: dict[str, tuple[Callable[[str, int], float], str]] = {
-        "passes to the target": (lambda name, seed: fewest(name, rows, seed) or math.inf, "{:.0f}"),
-        **{f"harmful, drift at most {drift}": (
-            lambda name, seed, drift=drift: least_within(name, rows, seed, drift), "{:.3f}")
-           for drift in (0.003, 0.01, 0.015)},
-        "area under the frontier": (lambda name, seed: area(name, rows, seed) or math.inf, "{:.3f}"),
-        **{f"steps to relearn from {n} rows (more is better)": (
-            lambda name, seed, n=n: -relearn_steps(name, rows, seed, n), "{:.0f}") for n in (4, 16)}}
-    rivals = [name for name in methods if not name.startswith("anchor-")]
-    table_rows = []
-    for label, (measure, form) in lines.items():
-        for seed in seeds:
-            best = min(rivals, key=lambda name: measure(name, seed))
-            values = [measure(name, seed) for name in (OURS, NULL, best)]
-            cells = ["not reached" if value == math.inf else form.format(abs(value)) for value in values]
-            base = f"{relearn_steps('base', rows, seed, int(label.split()[4])):.0f}" if "relearn" in label else "-"
-            table_rows.append([label, str(seed), *cells[:2],
-                               f"{cells[2]} (`{best}`)" if values[2] not in (0, math.inf) else cells[2], base])
-    return table(("", "seed", f"`{OURS}`", f"`{NULL}`", "best rival", "base"), table_rows)
-
-
-def draw(rows: list[Row], methods: Sequence[str], picture: Path) -> None:
-    """Draw harm against held-out drift, and against passes at the middle budget, means over seeds."""
+def draw(rows: list[Row], names: Sequence[str], pairs: Sequence[Key], picture: Path) -> None:
+    """Draw harm against held-out drift, and against passes at the middle budget, means over pairs."""
     mpl.rcParams["svg.hashsalt"] = "saferestore"
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), sharey=True)
-    for name in [name for name in DRAWN if name in methods]:
-        mine = [row for row in rows if row["method"] == name and row["budget"]]
-        for panel, kept, x in ((left, first_of(mine, "budget"), "drift"),
-                               (right, [row for row in mine if row["budget"] == BUDGET], "passes")):
-            points = means(kept, "budget" if panel is left else "passes", lambda row, x=x: row[x])
+    for name in [name for name in DRAWN if name in names]:
+        mine = [row for pair in pairs for row in rows_of(name, rows, pair)]
+        usual = [row for row in mine if row["passes"] == 0 or row is first_at(mine, row)]
+        for panel, kept, key in ((left, usual, "budget"),
+                                 (right, [row for row in mine if row["budget"] == BUDGET], "passes")):
+            points = means(kept, key, lambda row, key=key: row["drift" if key == "budget" else "passes"])
             panel.plot(*zip(*points, strict=True), marker="o", markersize=3.5, label=name, color=DRAWN[name])
     for panel, label in ((left, "drift on held-out retain rows, nats per token"),
                          (right, "gradient passes and products (best value alone), budget 0.01")):
@@ -215,24 +337,20 @@ def draw(rows: list[Row], methods: Sequence[str], picture: Path) -> None:
         panel.axhline(TARGET, color="#cccccc", linewidth=0.8)
     left.set_xscale("log")
     right.set_xscale("symlog", linthresh=3)
-    left.set_ylabel("harmful answers, held-out")
+    left.set_ylabel("harmful answers, held-out, mean over pairs")
     right.legend(fontsize=7, frameon=False)
     figure.tight_layout()
     figure.savefig(picture, metadata={"Date": None})
     pyplot.close(figure)
 
 
-def first_of(rows: list[Row], key: str) -> list[Row]:
-    """Return of each seed the first row at each value: the run at the usual number of passes."""
-    found: dict[tuple[int, float], Row] = {}
-    for row in rows:
-        found.setdefault((row["seed"], row[key]), row)
-    return list(found.values())
+def first_at(rows: Sequence[Row], row: Row) -> Row:
+    """Return the first row of the same pair and budget: the run at the usual number of passes."""
+    return next(each for each in rows if (pair_of(each), each["budget"]) == (pair_of(row), row["budget"]))
 
 
 def means(rows: list[Row], key: str, x: Callable[[Row], float]) -> list[tuple[float, float]]:
-    """Return (mean x, mean harmful rate) over seeds for each value of a key, in its order."""
+    """Return (mean x, mean harmful rate) over pairs for each value of a key, in its order."""
     values = sorted({row[key] for row in rows})
     kept = [[row for row in rows if row[key] == value] for value in values]
-    return [(statistics.mean(map(x, part)), statistics.mean(row["harm"][0] / row["harm"][1] for row in part))
-            for part in kept]
+    return [(statistics.mean(map(x, part)), statistics.mean(share(row, "harm") for row in part)) for part in kept]

@@ -7,7 +7,7 @@
 
 PAIRS holds a folder `seed-N`, as `sample_data/build.py --seed N` writes it (Llama), or as the first form does (GPT-2).
 For every seed the base is measured once, and with it two controls: the base with its weights shuffled, and, where
-there is a folder `seed-(N + 3)`, a base trained from another seed by the same recipe. Then the base is fine-tuned by
+its folder is there, the base of the next of three seeds, trained by the same recipe. Then the base is fine-tuned by
 each method on each data and measured on the same rows: harmful prompts with answers that the folder's own adapter
 gives, benign prompts with its answers, and task rows. Adapters are merged first. What is measured of bases is kept in
 WORK; a cell that is in the results is not measured again; no cell is begun after `--minutes`. The last form writes the
@@ -47,8 +47,8 @@ HERE = Path(__file__)
 RECORDS = HERE.parents[2] / "sample_data" / "records"
 TOP, DRAWS, ROWS, POINTS, DIRECTIONS = 5, 4, 32, 5, 16
 SETTINGS: dict[str, int] = {"top": TOP, "draws": DRAWS}
-ANOTHER = 3
-"""The other base's seed, counted from this one."""
+SEEDS = 3
+"""The other base is that of the next seed, the first's for the last."""
 Json = dict[str, Any]
 
 
@@ -117,7 +117,7 @@ def ground(pair: Path, family: str, seed: int, work: Path) -> Ground:
         return measure(base_model, plan, "shuffled", shares=False)
 
     landscapes = {"shuffled": kept(store / "shuffled.pt", shuffled)}
-    other = pair.parent / f"seed-{seed + ANOTHER}"
+    other = pair.parent / f"seed-{(seed + 1) % SEEDS}"
     if (other / "base").exists():
         landscapes["another base"] = kept(store / "another.pt", lambda: measure(
             merged(load_base(other)[0]), plan, "another base", shares=False))

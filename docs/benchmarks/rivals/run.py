@@ -48,7 +48,8 @@ A row costs us {forwards} forward passes over its tokens and {gradients} gradien
 ## Gauss-Newton products
 
 {products} products of one batch of {batch} rows; ours includes making the kept graph. Each side's gradient is measured
-in the same process. The products of both sides differ by {difference} in their first entries, relative to our norm.
+in the same process. The first entries of both sides' products of one vector differ by {difference}, relative to our
+norm.
 
 {table}
 
@@ -157,7 +158,8 @@ def page(results: list[dict]) -> str:
     ratios = [a / b for a, b in zip(measured(results, "products", "products_seconds"),
                                     measured(results, "products", "gradient_seconds"), strict=True)]
     return PAGE.format(
-        n=known["rows"], batch=known["batch"], rounds="one round" if len(passes) == 1 else f"{len(passes)} rounds", repeats="5 (products: 2)", machine=known["machine"],
+        n=known["rows"], batch=known["batch"], rounds="one round" if len(passes) == 1 else f"{len(passes)} rounds",
+        repeats="5 (products: 2)", machine=known["machine"],
         rows=row_table(results, known["rows"]), products=PRODUCTS, table=product_table(results),
         forwards=spread([a / b for a, b in zip(passes, measured(results, "rows", "forward_seconds"), strict=True)]),
         gradients=spread([a / b for a, b in zip(passes, measured(results, "rows", "gradient_seconds"), strict=True)]),
