@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from ..core.config import ENGINES, OBJECTIVES, RestoreConfig
+from ..core.config import ENGINES, OBJECTIVES, RestoreConfig, rows_a_batch
 from . import options as o
 
 D = RestoreConfig(base="-", tuned="-")
@@ -37,8 +37,9 @@ def restore(  # one line an option: the command's page of help
     fit_rows: Annotated[int, o.Option(help="Harmful rows to fit on, at most.")] = D.fit_rows,
     held_out_rows: Annotated[int, o.Option(help="Rows of each set to measure on, at most.")] = D.held_out_rows,
     hold_out_categories: Annotated[int, o.Option(help="Whole harm categories only measured.")] = D.hold_out_categories,
+    limit: Annotated[float | None, o.Option(help="Rows read of each set, or a fraction below 1.")] = D.limit,
     max_new_tokens: o.MaxNewTokens = D.max_new_tokens,
-    batch_size: o.BatchSize = D.batch_size,
+    batch_size: Annotated[Any, o.Option(parser=rows_a_batch, metavar="N|auto", help="Rows a batch.")] = D.batch_size,
     rank: Annotated[int, o.Option(help="Rank of the new adapter of a full checkpoint.")] = D.rank,
     dtype: o.Dtype = D.dtype,
     device: o.Device = D.device,
@@ -48,6 +49,8 @@ def restore(  # one line an option: the command's page of help
     chat_template: o.ChatTemplate = D.chat_template,
     system_prompt: o.SystemPrompt = D.system_prompt,
     seed: Annotated[int, o.Option(help="Seed of splits, samples and directions.")] = D.seed,
+    deterministic: Annotated[bool, o.Option("--deterministic", help="The same bits every time, on a GPU too.")]
+        = D.deterministic,
     low_memory: o.LowMemory = D.low_memory,
     controls: Annotated[bool, o.Option("--controls/--no-controls", help="Run the controls, too.")] = D.controls,
     gate: Annotated[str | None, o.Option(metavar="FILE", help="Rules; the exit code is their verdict.")] = D.gate,

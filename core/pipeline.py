@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from .checkpoint.determinism import deterministic
 from .checkpoint.loading import place
 from .checkpoint.pair import CheckpointPair, open_pair
 from .checkpoint.reference import locate, parse_reference
@@ -27,6 +28,7 @@ from .evaluation.gate.decide import decide
 from .evaluation.gate.decide import exit_code as gate_exit_code
 from .evaluation.gate.measure import comparisons
 from .evaluation.gate.rules import Rule
+from .evaluation.gradient_rows import fitting_rows
 from .evaluation.judges import parse_judges
 from .evaluation.judges.run import loading_of
 from .evaluation.judging import judge_samples
@@ -67,6 +69,8 @@ from .restoration.modules import Distances, distances, shares
 from .restoration.trust_region import Outcome, Settings, minimise
 
 Json = dict[str, Any]
+USUAL_PROMPT = 192
+"""Tokens of a prompt that `--batch-size auto` reckons with."""
 
 
 def restore(config: RestoreConfig, out: Path, *, progress: Progress = no_progress) -> Json:
@@ -85,7 +89,8 @@ def restore(config: RestoreConfig, out: Path, *, progress: Progress = no_progres
     check_out(out, force=config.force, reads=config.reads)
     config = config.resolved()
     try:
-        return _restore(config, out, progress)
+        with deterministic(on=config.deterministic):
+            return _restore(config, out, progress)
     except NumericalError as error:
         return assemble.refusal(config, error)
 
@@ -354,9 +359,11 @@ def solver_settings(config: RestoreConfig) -> Settings:
 def make_examiner(session: Session, config: RestoreConfig | CompareConfig, progress: Progress) -> Examiner:
     """Return how the systems of a session are asked; loads the tuned model."""
     chat = chat_format(session.tokenizer, config.chat_template, config.system_prompt)
-    text_config = session.adapter().model.config.get_text_config()
-    context = getattr(text_config, "max_position_embeddings", None) or 2048
-    return Examiner(chat, min(config.max_new_tokens, context // 2), config.batch_size, context, progress)
+    model = session.adapter().model
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2048
+    longest = min(context, USUAL_PROMPT + config.max_new_tokens)
+    return Examiner(chat, min(config.max_new_tokens, context // 2), fitting_rows(model, longest, config.batch_size),
+                    context, progress)
 
 
 @dataclass(frozen=True)

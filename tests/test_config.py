@@ -40,6 +40,25 @@ def test_a_negative_seed_or_count_is_refused(field: str):
         RestoreConfig("b", "t", **{field: -1})
 
 
+@pytest.mark.parametrize("value", ["", "large", "-3", "1.5", "0"])
+def test_rows_a_batch_are_a_number_or_auto(value: str):
+    with pytest.raises(UsageError, match="--batch-size"):
+        RestoreConfig("b", "t", batch_size=value)
+    assert (config.rows_a_batch("auto"), config.rows_a_batch("8"), config.rows_a_batch(8)) == ("auto", 8, 8)
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan")])
+def test_a_limit_is_positive(value: float):
+    with pytest.raises(UsageError, match="--limit"):
+        RestoreConfig("b", "t", limit=value)
+
+
+def test_all_that_a_run_reads_is_known():
+    made = RestoreConfig("b", "t", harmful=("h",), safe=("s",), task=("k", "l"), benign=("n",), untouched=("u",),
+                         gate="g", method="resta", unaligned="w", chat_template="c")
+    assert set(made.reads) == set("bthsklnugwc")
+
+
 def test_sums_of_objectives_are_allowed():
     assert RestoreConfig("b", "t", objective="anchor+ascent+match").objective == "anchor+ascent+match"
 

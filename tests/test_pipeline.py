@@ -26,6 +26,7 @@ from saferestore.core.checkpoint import loading, session
 from saferestore.core.checkpoint.quiet import quiet
 from saferestore.core.config import RestoreConfig
 from saferestore.core.data.readers import read_records
+from saferestore.core.errors import UsageError
 from saferestore.core.evaluation.preparation import Prepared
 from saferestore.core.evaluation.verdict import Mean
 from saferestore.core.report.clock import peak_memory
@@ -341,6 +342,38 @@ def test_a_plan_loads_no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     assert plan["rows"]["harmful_fit"] == 12 and plan["rows"]["retain_fit"] == 18
     assert plan["kind"] == "lora" and plan["warnings"] == []
     json.dumps(plan, allow_nan=False)
+
+
+EARLY = {"--device cuda:97": {"device": "cuda:97"}, "--device-map up": {"device_map": "up"},
+         "--max-memory lots": {"max_memory": "lots"}, "--load-in 3bit": {"load_in": "3bit"},
+         "none.yaml": {"gate": "none.yaml"}}
+
+
+@pytest.mark.parametrize("what", EARLY)
+@pytest.mark.parametrize("dry", [True, False])
+def test_what_cannot_be_had_here_is_refused_before_a_checkpoint_is_looked_at(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, dry: bool) -> None:
+    monkeypatch.setattr(pipeline, "open_pair", lambda *_, **__: pytest.fail("a checkpoint was read"))
+    config = dataclasses.replace(SMALL, **EARLY[what])
+    with contextlib.chdir(ROOT), pytest.raises(UsageError, match=what):
+        pipeline.plan(config) if dry else pipeline.restore(config, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_input_is_never_replaced(tmp_path: Path) -> None:
+    config = dataclasses.replace(TINY, force=True)
+    with contextlib.chdir(ROOT), pytest.raises(UsageError, match=f"would replace {TUNED}"):
+        pipeline.restore(config, ROOT / TUNED)
+    assert (ROOT / TUNED / "adapter_model.safetensors").exists()
+
+
+def test_deterministic_algorithms_and_guessed_batches_make_the_same_adapter(tmp_path: Path) -> None:
+    """On a CPU both change nothing."""
+    plain = restored(dataclasses.replace(TINY, fit_rows=4, held_out_rows=2), tmp_path / "plain")
+    strict = restored(dataclasses.replace(TINY, fit_rows=4, held_out_rows=2, deterministic=True, batch_size="auto"),
+                      tmp_path / "strict")
+    assert plain.report["outputs"] == strict.report["outputs"] and plain.report["after"] == strict.report["after"]
+    assert not torch.are_deterministic_algorithms_enabled()
 
 
 def test_an_unusable_out_is_refused_before_anything_is_read(

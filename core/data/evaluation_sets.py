@@ -12,7 +12,7 @@ from ..config import EvalConfig
 from ..errors import UsageError
 from .readers import ReadResult, read_records
 from .records import Record, conversation_digest
-from .selection import sample
+from .selection import limited
 
 FLAGS = ("harmful", "benign", "task", "untouched")
 BUILTIN = {"harmful": "builtin:harmful", "benign": "builtin:benign"}
@@ -130,7 +130,4 @@ def _need_answers(each: EvaluationSet) -> None:
 
 
 def _limited(each: EvaluationSet, config: EvalConfig) -> EvaluationSet:
-    if config.limit is None:
-        return each
-    count = int(config.limit) if config.limit >= 1 else max(1, round(config.limit * len(each.records)))
-    return replace(each, records=sample(each.records, count, config.seed))
+    return replace(each, records=limited(each.records, config.limit, config.seed))

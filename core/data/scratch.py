@@ -40,6 +40,7 @@ def scratch_tensor(shape: Sequence[int], dtype: torch.dtype, *, on_disk: bool) -
 
     Raises:
         SaferestoreError: The disk of the temporary folder is full.
+        OSError: That folder cannot be written.
     """
     if not on_disk:
         return torch.empty(*shape, dtype=dtype)

@@ -73,6 +73,13 @@ def sample(records: Sequence[Record], count: int, seed: int) -> tuple[Record, ..
     return tuple(record for record in records if id(record) in chosen)
 
 
+def limited(records: Sequence[Record], limit: float | None, seed: int) -> tuple[Record, ...]:
+    """Return the records, or a sample of `limit` of them; below 1 it is a fraction, of which one is the least."""
+    if limit is None:
+        return tuple(records)
+    return sample(records, int(limit) if limit >= 1 else max(1, round(limit * len(records))), seed)
+
+
 def _read(config: RestoreConfig) -> dict[str, list[ReadResult]]:
     """Read the files of every set, or the built-in one where a set has one."""
     return {name: [read_records(spec, offline=config.offline) for spec in getattr(config, name, ()) or default]
@@ -100,7 +107,7 @@ def select(config: RestoreConfig) -> Selection:
         UsageError: A task row without an answer, or a set with no usable row (see `read_records`, `split`).
     """
     read = _read(config)
-    rows = {name: _records(results) for name, results in read.items()}
+    rows = {name: list(limited(_records(results), config.limit, config.seed)) for name, results in read.items()}
     _need_answers(rows, ("safe", "task", "untouched"))
     safe_answers = {record.prompt: record.answer or "" for record in rows["safe"]}
     harmful = _with_safe_prompts(rows["harmful"], rows["safe"])

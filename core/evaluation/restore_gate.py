@@ -64,7 +64,7 @@ def decide_restored(session: Session, restored: Params, answers: Mapping[str, An
     setting = Setting(examiner.chat, examiner.context, examiner.max_new_tokens, config.seed)
     sets = [EvaluationSet(name, name, records, "", "", (), 0) for name, records in rows.held_out.items() if records]
     questions = plan_questions(sets, parse_attacks(known.attacks), (0,), setting).questions
-    settings: dict[str, Any] = {"batch_size": 4 * config.batch_size, "keep": lambda entries: None,
+    settings: dict[str, Any] = {"batch_size": 4 * examiner.batch_size, "keep": lambda entries: None,
                                 "progress": examiner.progress}
     with session.base() as model:
         base = ask(model, "base", questions, setting, _entries("base", questions, answers["base"]), **settings)

@@ -41,7 +41,7 @@ def test_every_setting_is_an_option_with_the_same_default(pipeline: Pipeline) ->
                          ids=lambda field: field.name)
 def test_every_setting_can_be_changed_by_its_flag(pipeline: Pipeline, field: dataclasses.Field) -> None:
     special = {"objective": "match", "engine": "cg", "dtype": "float32", "redact": "all",
-               "gate_mode": "advisory", "method": "anchor-cg", "strength": 0.5}
+               "gate_mode": "advisory", "method": "anchor-cg", "strength": 0.5, "limit": 0.5}
     together = {"strength": ["--method", "scale"], "unaligned": ["--method", "resta"]}.get(field.name, [])
     flag = f"--{field.name.replace('_', '-')}"
     if isinstance(field.default, bool):
@@ -53,6 +53,13 @@ def test_every_setting_can_be_changed_by_its_flag(pipeline: Pipeline, field: dat
         arguments = [flag, str(value)]
     assert run(["restore", "b", "t", "-o", "out", *arguments, *together]) == 0
     assert getattr(pipeline.called[0][0], field.name) == value
+
+
+def test_a_batch_may_be_as_large_as_memory_allows(pipeline: Pipeline, capsys: Capture) -> None:
+    assert run(["restore", "b", "t", "-o", "out", "--batch-size", "auto"]) == 0
+    assert pipeline.called[0][0].batch_size == "auto"
+    assert run(["restore", "b", "t", "-o", "out", "--batch-size", "large"]) == 2
+    assert two_lines(capsys.readouterr().err)[0] == "must be auto or a number above 0 - --batch-size large"
 
 
 def test_a_flag_wins_over_the_environment_and_that_over_the_file(

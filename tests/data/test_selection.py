@@ -93,6 +93,17 @@ def test_the_same_seed_gives_the_same_rows_and_another_seed_others(files: dict[s
     assert chosen(files, seed=1).harmful != chosen(files, seed=2).harmful
 
 
+@pytest.mark.parametrize(("limit", "harmful", "task"), [
+    (40.0, 40, 40), (0.5, CATEGORIES * SUBJECTS * WORDINGS // 2, 45)])
+def test_a_limit_is_a_number_or_a_share_of_each_set_by_seed(
+        files: dict[str, tuple[str, ...]], limit: float, harmful: int, task: int) -> None:
+    rows = chosen(files, limit=limit, fit_rows=10_000, held_out_rows=10_000)
+    assert len(rows.harmful) + len(rows.held_out["harmful"]) == harmful
+    assert len(named(rows.retain, "task")) + len(rows.held_out["task"]) == task
+    assert rows.harmful == chosen(files, limit=limit, fit_rows=10_000, held_out_rows=10_000).harmful
+    assert rows.harmful != chosen(files, limit=limit, seed=1, fit_rows=10_000, held_out_rows=10_000).harmful
+
+
 def test_more_rows_keep_those_chosen_before() -> None:
     rows = [Record(str(i), (Message("user", str(i)),)) for i in range(50)]
     few, many = sample(rows, 10, seed=3), sample(rows, 20, seed=3)

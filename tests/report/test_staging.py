@@ -100,7 +100,8 @@ def test_a_file_is_no_folder_to_write(tmp_path: Path) -> None:
         check_out(tmp_path / "out", force=True)
 
 
-@pytest.mark.parametrize("typed", ["in/base", "in/base@main", "in/base+in/tuned", "hub/id+in/tuned", "in/rows.csv:prompt"])
+@pytest.mark.parametrize("typed", ["in/base", "in/base@main", "in/base+in/tuned", "hub/id+in/tuned",
+                                   "in/rows.csv:prompt"])
 def test_what_is_read_is_never_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: str) -> None:
     monkeypatch.chdir(tmp_path)
     for folder in ("in/base", "in/tuned"):
