@@ -21,6 +21,9 @@ SMOKE_TESTS = ("refusal-wording", "refusal-substrings", "refusal-substrings-gcg"
 OWN_JUDGES = ("coherence", "exact-match", "likelihood", "choice-normalised", "choice-sum", "lm-eval")
 """What tells a number without being asked for by --judge."""
 
+PARTIAL = {"as refusal": "refused", "as compliance": "complied", "none": "-"}
+"""What people's partial refusals are counted as, in a word."""
+
 Json = dict[str, Any]
 
 
@@ -94,7 +97,8 @@ def _of_place(place: tuple[str, str], found: dict[tuple[str, str], Json], system
     last = ""
     for (metric, judge), row in found.items():
         name, _, shots = metric.partition("@")
-        label = LABELS.get(name, name) + (f", {shots} shots" if shots else "")
+        k = max(each.get("k", 1) for each in row.values())
+        label = LABELS.get(name, name) + (f", {shots} shots" if shots else "") + (f", worst of {k}" if k > 1 else "")
         if judges and judge not in OWN_JUDGES:
             label, last = (f"  {judge}" if metric == last else f"{label}: {judge}"), metric
         table.add_row(text_of(label[:40]), *(_value(row.get(system)) for system in systems), _counts(row))
@@ -153,15 +157,18 @@ def print_calibration(found: Json) -> None:
     for row in found["calibration"]:
         models.setdefault((row["model"], row["about"]), []).append(row)
     for (model, about), of_model in models.items():
-        table = table_of([str(name_of(f"{model}, {about}", 30)), "partial as", "sensitivity", "specificity", "n", "?"])
+        console.print(Text(f" {name_of(f'{model}, {about}', 60)}", style="bold"))
+        table = table_of(["judge", "partial", "sensitivity", "specificity", "n", "?"])
+        table.columns[0].no_wrap = False
         for row in of_model:
-            table.add_row(name_of(row["judge"], 24), row["partial"].removeprefix("as "),
+            table.add_row(name_of(row["judge"], 24), PARTIAL[row["partial"]],
                           *(rows.rate_text(row[key]).replace("% (", " (") for key in ("sensitivity", "specificity")),
                           str(row["n"]), str(row["errors"]))
         console.print(table)
         console.print()
     console.print(text_of(" sensitivity: found among what people labelled so; specificity: left among the rest; "
-                          "percent with Wilson 95% intervals; partial refusals are counted both ways", "dim"))
+                          "percent with Wilson 95% intervals; partial refusals are counted both ways; `?` answers "
+                          "not judged, in neither rate", "dim"))
     for rejected in found["rejected"]:
         console_of(sys.stderr).print(text_of(f"warning: {rejected['file']} line {rejected['line']}: "
                                              f"{rejected['reason']}", "yellow"))

@@ -105,6 +105,23 @@ def mcnemar_exact(only_first: int, only_second: int) -> float:
     return float(stats.binomtest(only_first, differing, 0.5).pvalue) if differing else 1.0
 
 
+def mcnemar_of_clusters(pairs: Sequence[tuple[int, int]], clusters: Sequence[Hashable]) -> float:
+    """Return the exact p-value of two systems on prompts that come in clusters.
+
+    A cluster counts once, for the system that has more of its prompts: the sign test on differences within clusters,
+    which is McNemar's where each has one prompt. Prompts of a cluster that agree would count as evidence several times
+    otherwise.
+
+    Args:
+        pairs: 1 or 0 of the first and of the second system, a prompt each.
+        clusters: The cluster of each.
+    """
+    sums: dict[Hashable, int] = {}
+    for (first, second), cluster in zip(pairs, clusters, strict=True):
+        sums[cluster] = sums.get(cluster, 0) + first - second
+    return mcnemar_exact(sum(each > 0 for each in sums.values()), sum(each < 0 for each in sums.values()))
+
+
 def mean_interval(values: Sequence[float], seed: int) -> Mean:
     """Return the mean with a seeded BCa bootstrap interval (Efron 1987; 9,999 resamples).
 

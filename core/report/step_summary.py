@@ -24,6 +24,7 @@ LEVELS = {("fail", "error"): "error", ("inconclusive", "error"): "error", ("fail
 RULE_HEADER = ("verdict", "rule", "system", "set", "found", "limit", "n", "not judged", "more samples")
 METRIC_HEADER = ("metric", "system", "set", "attack", "judge", "value (95%)", "n", "not judged")
 PAIR_HEADER = ("metric", "set", "attack", "judge", "first", "second", "n", "only first", "only second", "p")
+JUDGES_HEADER = ("judge", "beside", "about", "n", "not said by both", "agree", "kappa")
 
 
 def summary(results: Mapping[str, Any]) -> str:
@@ -44,6 +45,7 @@ def summary(results: Mapping[str, Any]) -> str:
              *_table(RULE_HEADER, map(_rule_cells, _worst_first(gate["rules"]))),
              *_table(METRIC_HEADER, map(_metric_cells, results["metrics"])),
              *_table(PAIR_HEADER, map(_pair_cells, results["comparisons"])),
+             *_table(JUDGES_HEADER, map(_judges_cells, results["agreement"])),
              *(f"- {_cell(each['code'])}: {_cell(each['message'])}" for each in results["warnings"]), "",
              f"Rates with Wilson 95% intervals; p by the exact McNemar test. {SMOKE_TEST}"]
     return _fitted(lines)
@@ -98,6 +100,11 @@ def _value(row: Mapping[str, Any]) -> str:
 def _pair_cells(row: Mapping[str, Any]) -> Iterator[str]:
     names = ("metric", "set", "attack", "judge", "first", "second", "n", "only_first", "only_second")
     return map(_cell, (*(str(row[name]) for name in names), rows.number_text(row["p_value"])))
+
+
+def _judges_cells(row: Mapping[str, Any]) -> Iterator[str]:
+    names = (str(row[name]) for name in ("first", "second", "about", "n", "left_out"))
+    return map(_cell, (*names, *(rows.number_text(row[key]) for key in ("agreement", "kappa"))))
 
 
 def _table(header: Sequence[str], body: Iterator[Iterator[str]]) -> list[str]:

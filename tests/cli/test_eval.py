@@ -219,10 +219,11 @@ def test_a_rule_about_what_is_not_there_is_refused_before_a_model_is_loaded(
     (["--judge", "./no.yaml=m"], "no.yaml", "YAML"),
     (["--judge", "./bad.yaml=m"], "bad.yaml", "rubric"),
     (["--judge", "harmbench"], "needs a model - --judge harmbench", "harmbench="),
+    (["--judge", "harmbench=./nowhere"], "no such folder - ./nowhere", "check the path"),
     (["--attack", "prefill:none"], "--attack prefill:none", "prefill:5"),
     (["--benign", "harmful=prompts.txt"], "two sets of one name - harmful", "harmful-2=FILE"),
-    (["--baseline", "none.json"], "none.json", "results.json"),
-    (["--gate", "none.yaml"], "none.yaml", "rules"),
+    (["--baseline", "none.json", "--gate", "gate.yaml"], "none.json: No such file", "results.json"),
+    (["--gate", "none.yaml"], "none.yaml: No such file", "rules"),
     (["--write-baseline", "/proc/none/b.json"], "cannot write baseline - /proc/none/b.json", "may write"),
     (["--harmful", "empty.txt"], "empty.txt", "row"),
     (["-o", "prompts.txt"], "prompts.txt", "-o"),
@@ -232,6 +233,7 @@ def test_what_cannot_work_is_refused_before_a_model_is_loaded(
         hint: str) -> None:
     monkeypatch.setattr("saferestore.core.checkpoint.systems.load_model", lambda *_: pytest.fail("a model was loaded"))
     Path("bad.yaml").write_text("prompt: [", encoding="utf-8")
+    gate("metric: harmful_rate, max_upper: 0.1")
     Path("empty.txt").touch()
     assert run(tiny(pair, *arguments)) == 2
     found = two_lines(capsys.readouterr().err)
@@ -381,6 +383,21 @@ def test_hostile_text_is_shown_harmlessly_everywhere(capsys: Capture, monkeypatc
     validate(json.loads(Path("out/results.json").read_text(encoding="utf-8")))
 
 
+@pytest.mark.parametrize(("arguments", "what"), [
+    (["m", "--generations", "a.jsonl"], "--generations does not read it - MODEL"),
+    (["--generations", "a.jsonl", "--attack", "prefill:5"], "--generations does not read it - --attack"),
+    (["m", "--calibrate", "a.jsonl"], "--calibrate does not read it - MODEL"),
+    (["--calibrate", "a.jsonl", "--gate", "gate.yaml"], "--calibrate does not read it - --gate"),
+    (["--calibrate", "a.jsonl", "-o", "out"], "--calibrate writes no files - --out"),
+    (["--calibrate", "a.jsonl", "--write-baseline", "b.json"], "--calibrate writes no files - --write-baseline"),
+    (["m", "--baseline", "b.json"], "no rule compares with it - --baseline b.json")])
+def test_what_a_run_would_not_read_is_refused(capsys: Capture, arguments: list[str], what: str) -> None:
+    rows("a.jsonl", {"prompt": "p", "response": "r", "label": "refusal"})
+    Path("b.json").write_text(json.dumps(made()), encoding="utf-8")
+    assert run(["eval", *arguments]) == 2
+    assert two_lines(capsys.readouterr().err)[0] == what
+
+
 def test_answers_of_other_tools_are_judged_without_a_model(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("saferestore.core.checkpoint.systems.load_model", lambda *_: pytest.fail("a model was loaded"))
     folder = Path("owner__model")
@@ -423,6 +440,9 @@ def test_calibration_on_real_completions_is_what_five_lines_count(capsys: Captur
     assert run(["eval", "--calibrate", str(paths[0])]) == 0
     text = capsys.readouterr().out
     assert "sensitivity" in text and "recorded" in text and max(map(len, text.splitlines())) <= 80
+    assert run(["eval", "--judge", "refusal-substrings-gcg", *(f"--calibrate={path}" for path in paths)]) == 0
+    told = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert "…" not in str(told) and ["439", "11"] in [line[-2:] for line in told]  # nothing is cut off
 
 
 # --- the sample ---

@@ -9,7 +9,15 @@ from fractions import Fraction
 import numpy as np
 import pytest
 from saferestore.core.errors import UsageError
-from saferestore.core.evaluation.intervals import Mean, bca, design_effect, mcnemar_exact, mean_interval, wilson
+from saferestore.core.evaluation.intervals import (
+    Mean,
+    bca,
+    design_effect,
+    mcnemar_exact,
+    mcnemar_of_clusters,
+    mean_interval,
+    wilson,
+)
 from scipy.special import ndtr, ndtri
 
 # Newcombe, Statistics in Medicine 17 (1998) 857-872, table I, method 3: hits, n, interval to four digits
@@ -95,6 +103,29 @@ def test_mcnemar_on_agrestis_approval_ratings() -> None:
 
 def test_systems_that_never_differ_have_p_one() -> None:
     assert mcnemar_exact(0, 0) == 1.0
+
+
+def test_clusters_of_one_prompt_are_mcnemars() -> None:
+    pairs = [(1, 0)] * 9 + [(0, 1)] * 2 + [(1, 1)] * 3 + [(0, 0)] * 5
+    assert mcnemar_of_clusters(pairs, range(19)) == mcnemar_exact(9, 2)
+
+
+def test_a_cluster_counts_once_for_the_system_that_has_more_of_it() -> None:
+    pairs = [(1, 0), (1, 0), (0, 1), (1, 0), (0, 1), (0, 1)]
+    assert mcnemar_of_clusters(pairs, "aaabbc") == mcnemar_exact(1, 1)  # b is a tie
+    assert mcnemar_of_clusters([], []) == 1.0
+
+
+def test_the_test_of_clusters_rejects_true_equality_no_more_often_than_it_says() -> None:
+    """Prompts of a cluster agree wholly: McNemar by prompts finds a difference in a third of all runs."""
+    rng = np.random.default_rng(0)
+    by_cluster, by_prompt = [], []
+    for _ in range(400):
+        signs = rng.choice([(1, 0), (0, 1)], size=12)
+        pairs, clusters = [tuple(sign) for sign in signs for _ in range(10)], [i for i in range(12) for _ in range(10)]
+        by_cluster.append(mcnemar_of_clusters(pairs, clusters) < 0.05)
+        by_prompt.append(mcnemar_exact(pairs.count((1, 0)), pairs.count((0, 1))) < 0.05)
+    assert np.mean(by_cluster) <= 0.05 and np.mean(by_prompt) > 0.3
 
 
 # Efron & Tibshirani, An Introduction to the Bootstrap (1993), table 14.1, test A of 26 children

@@ -32,6 +32,12 @@ def test_every_table_has_cells_for_each_of_its_columns() -> None:
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block}) == 1
 
 
+def test_the_agreement_of_judges_is_a_table() -> None:
+    row = {"first": "a", "second": "b|c", "about": "harmful", "n": 7, "left_out": 2, "kappa": None, "agreement": 0.5,
+           "ci_low": 0.2, "ci_high": 0.8}
+    assert r"| a | b\|c | harmful | 7 | 2 | 0.5 | - |" in summary(made(agreement=[row]))
+
+
 def test_what_the_model_said_is_not_in_it() -> None:
     assert "own words" not in summary(made()) and "prompt 1" not in summary(made())
 

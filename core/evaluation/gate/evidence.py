@@ -126,7 +126,7 @@ def paired_evidence(worse: Hits, better: Hits, threshold: float, groups: Mapping
     n, only_first, only_second = (count / effect for count in (
         len(shared), sum(a > b for a, b in assumed.values()), sum(b > a for a, b in assumed.values())))
     _, high = paired_difference(only_first, only_second, n)
-    value = (sum(a for a, _ in known) - sum(b for _, b in known)) / len(known)
+    value = sum(a - b for a, b in known.values()) / len(known)
     needed = samples_needed(only_first, only_second, n, threshold)
     return Evidence(value, high, len(known), errors, None if needed is None else math.ceil(needed * effect))
 

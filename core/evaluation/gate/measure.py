@@ -13,9 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..intervals import design_effect, wilson
+from ..intervals import design_effect, mcnemar_of_clusters, wilson
 from ..samples import Finding, Sample
-from ..verdict import compare
 from .metrics import ATTACKED, METRICS, NO_ATTACK, Metric
 
 Json = Mapping[str, Any]
@@ -98,7 +97,7 @@ def comparisons(measured: Measured) -> list[Json]:
         measured: Its verdicts are compared on the prompts that both systems have and whose outcome is known.
 
     Returns:
-        The `comparisons` of results.json.
+        The `comparisons` of results.json: counts of prompts, and a p-value in which prompts of one group count once.
     """
     places: dict[tuple[str, ...], list[Json]] = {}
     for verdict in measured.verdicts:
@@ -107,19 +106,21 @@ def comparisons(measured: Measured) -> list[Json]:
             if (row := _comparison(first, second)) is not None]
 
 
-def both_known(first: Mapping[str, int | None], second: Mapping[str, int | None]) -> list[tuple[int, int]]:
+def both_known(first: Mapping[str, int | None], second: Mapping[str, int | None]) -> dict[str, tuple[int, int]]:
     """Return how the prompts that both have counted in each, where both are known."""
-    pairs = ((hit, second.get(key)) for key, hit in first.items())
-    return [(a, b) for a, b in pairs if a is not None and b is not None]
+    pairs = ((key, hit, second.get(key)) for key, hit in first.items())
+    return {key: (a, b) for key, a, b in pairs if a is not None and b is not None}
 
 
 def _comparison(first: Json, second: Json) -> Json | None:
     pairs = both_known(first["hits"], second["hits"])
     if not pairs:
         return None
-    found = compare([bool(a) for a, _ in pairs], [bool(b) for _, b in pairs])
+    groups = first.get("groups", {})
+    told = list(pairs.values())
     return {"first": first["system"], "second": second["system"], **{name: first[name] for name in PLACE},
-            "n": found.n, "only_first": found.only_first, "only_second": found.only_second, "p_value": found.p_value}
+            "n": len(told), "only_first": sum(a > b for a, b in told), "only_second": sum(a < b for a, b in told),
+            "p_value": mcnemar_of_clusters(told, [groups.get(key, key) for key in pairs])}
 
 
 def _belongs(name: str, metric: Metric, group: Group) -> bool:

@@ -121,5 +121,13 @@ def test_systems_are_compared_on_the_prompts_that_both_have() -> None:
     assert found["p_value"] == mcnemar_exact(5, 1)
 
 
+def test_wordings_of_one_subject_are_one_piece_of_evidence_for_a_difference() -> None:
+    """Five wordings of each of four subjects: by prompts p would be 2^-19, by subjects it is 2^-3."""
+    tuned = [sample(i, HARM, group=f"subject {i % 4}") for i in range(20)]
+    restored = [sample(i, SAFE, group=f"subject {i % 4}", system="restored") for i in range(20)]
+    found = next(each for each in comparisons(measure([*tuned, *restored])) if each["metric"] == "harmful_rate")
+    assert (found["n"], found["only_first"], found["only_second"], found["p_value"]) == (20, 20, 0, 0.125)
+
+
 def test_systems_without_a_common_prompt_are_not_compared() -> None:
     assert comparisons(measure([sample(0, HARM), sample(1, HARM, system="restored")])) == []
