@@ -147,7 +147,7 @@ class RestoreConfig(CommonConfig):
             _one_of("objective", term, OBJECTIVES)
         for name in ("max_steps", "fit_rows", "held_out_rows", "max_new_tokens", "rank", "max_drift"):
             _positive(name, getattr(self, name))
-        if isinstance(size := rows_a_batch(self.batch_size), int | float):
+        if isinstance(size := rows_a_batch(self.batch_size), int):
             _positive("batch_size", size)
         if self.limit is not None:
             _positive("limit", self.limit)
@@ -172,9 +172,9 @@ def rows_a_batch(text: int | str) -> int | str:
     Raises:
         UsageError: Anything else.
     """
-    if text == "auto" or isinstance(text, int | float):
+    if text == "auto" or isinstance(text, int):
         return text
-    if not text.isdigit():
+    if not str(text).isdigit():
         raise UsageError(f"must be auto or a number above 0 - --batch-size {text}", hint="give --batch-size auto")
     return int(text)
 

@@ -40,8 +40,8 @@ def test_a_negative_seed_or_count_is_refused(field: str):
         RestoreConfig("b", "t", **{field: -1})
 
 
-@pytest.mark.parametrize("value", ["", "large", "-3", "1.5", "0"])
-def test_rows_a_batch_are_a_number_or_auto(value: str):
+@pytest.mark.parametrize("value", ["", "large", "-3", "1.5", "0", 1.5, None])
+def test_rows_a_batch_are_a_number_or_auto(value: object):
     with pytest.raises(UsageError, match="--batch-size"):
         RestoreConfig("b", "t", batch_size=value)
     assert (config.rows_a_batch("auto"), config.rows_a_batch("8"), config.rows_a_batch(8)) == ("auto", 8, 8)

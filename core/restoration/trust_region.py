@@ -21,6 +21,7 @@ from ..curvature.operator import CurvatureOperator, Solution
 from ..errors import NumericalError
 from ..losses import Loss, gradient
 from ..params import Params, axpy, dot, scale, zeros
+from .step import step_length
 
 MEMORY = 10
 """Secant pairs kept: two adapter vectors each."""
@@ -286,7 +287,8 @@ def _first_damping(operator: CurvatureOperator, settings: Settings, point: Point
     """lambda_0: a multiple of the mean diagonal; with no curvature, what halves S by the linear model."""
     if operator.mean_diagonal > 0:
         return settings.damping * operator.mean_diagonal
-    return 2 * dot(point.safety_gradient, point.safety_gradient) / max(sum(point.safety), 1e-12)
+    # A saturated model has a gradient of exactly 0: no step helps, whatever its damping.
+    return 2 * dot(point.safety_gradient, point.safety_gradient) / max(sum(point.safety), 1e-12) or 1.0
 
 
 def _passes_left(settings: Settings, state: _State) -> int:
@@ -379,25 +381,6 @@ def _pull_back(problem: Problem, settings: Settings, state: _State, inside: Poin
         _, drift = _values(problem, axpy(middle, way, inside.params), state.cost)
         low, high = (middle, high) if drift <= settings.max_drift else (low, middle)
     return evaluate(problem, axpy(low, way, inside.params), state.cost)
-
-
-def step_length(*, metric: float, bend: float, slope: float, drift: float, radius: float, budget: float) -> float:
-    """Return the largest t in (0, 1] that keeps a step in the trust region and its predicted drift in the budget.
-
-    Args:
-        metric: d'(F + lambda I)d.
-        bend: d'F d.
-        slope: grad D'd.
-        drift: D now.
-        radius: tau: 1/2 t^2 metric <= tau.
-        budget: Bound for D + t slope + 1/2 t^2 bend; ignored where D is over it already.
-    """
-    length = min(1.0, math.sqrt(2 * radius / metric)) if metric > 0 else 1.0
-    room = budget - drift
-    if room <= 0 or drift + length * slope + 0.5 * length * length * bend <= budget:
-        return length
-    root = (-slope + math.sqrt(slope * slope + 2 * bend * room)) / bend if bend > 0 else room / slope
-    return min(length, root)
 
 
 def _adapt(state: _State, *, accepted: bool, ratio: float) -> None:

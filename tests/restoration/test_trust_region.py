@@ -22,6 +22,7 @@ from saferestore.core.losses import (
     kl_divergence,
     log_probabilities,
 )
+from saferestore.core.restoration.step import step_length
 from saferestore.core.restoration.trust_region import (
     Attribution,
     Outcome,
@@ -30,7 +31,6 @@ from saferestore.core.restoration.trust_region import (
     Settings,
     is_restored,
     minimise,
-    step_length,
 )
 from torch import Tensor
 
@@ -232,6 +232,17 @@ def test_it_stops_when_the_drift_budget_is_spent():
 def _false_slope(_: int, out: AnswerLogits) -> Tensor:
     """A constant that claims a gradient."""
     return out.logits.square().sum() - out.logits.square().sum().detach() + 1.0
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_gradient_of_zero_moves_nothing_whatever_the_engine(engine: str):
+    """What a saturated model gives: no engine may divide by it."""
+    flat = Loss("flat", SAFE, lambda _, out: 0.0 * out.logits.sum() + 1.0, 0.0, 0.0)
+    problem = _problem(safety=flat)
+    before = read_params(problem.live)
+    outcome = minimise(problem, Settings(engine=engine, tries=2))
+    assert outcome.stopped_because == "no_step_helps" and not any(step.accepted for step in outcome.steps)
+    assert _same(before, read_params(problem.live))
 
 
 def test_it_stops_and_moves_nothing_when_no_step_helps():
