@@ -176,7 +176,6 @@ import torch
 from saferestore.core import pipeline
 from saferestore.core.config import EvalConfig
 from saferestore.core.report.journal import FILE, journal_folder
-from saferestore.core.report.journal import journal_folder
 torch.set_num_threads(1)  # before anything is computed: a fork has no threads but its own
 base, tuned, prompts, folder = sys.argv[1:]
 config = EvalConfig(tuned, base=base, harmful=(prompts,), benign=(prompts,), batch_size="2", max_new_tokens=6,
@@ -198,7 +197,7 @@ out, random, seen, kills, kept = Path(folder) / "out", Random(0), b"", 0, True
 journal = journal_folder(out) / FILE
 while True:
     child = start(out, journal.exists())
-    goal = len(seen) + random.randrange(200, 2500)
+    goal = len(seen) + random.randrange(100, 1200)
     ended = (0, 0)
     while not ended[0] and not (kills < 10 and journal.exists() and journal.stat().st_size >= goal):
         time.sleep(0.001)
@@ -226,8 +225,7 @@ def test_a_run_killed_at_ten_moments_loses_nothing_and_ends_in_the_same_bytes(tm
                           env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     told = json.loads(done.stdout.splitlines()[-1])
-    assert told == {"kills": told["kills"], "kept": True, "status": 0, "journal": False}
-    assert told["kills"] >= 5
+    assert told == {"kills": 10, "kept": True, "status": 0, "journal": False}
     for path in (tmp_path / "whole").iterdir():
         mine, theirs = ((folder / path.name).read_bytes() for folder in (tmp_path / "out", tmp_path / "whole"))
         if path.name == "results.json":
