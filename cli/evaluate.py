@@ -50,6 +50,7 @@ def evaluate(  # one line an option: the command's page of help
     chat_template: o.ChatTemplate = D.chat_template,
     system_prompt: o.SystemPrompt = D.system_prompt,
     seed: Annotated[int, o.Option(help="Seed of samples, shots and draws.")] = D.seed,
+    deterministic: o.Deterministic = D.deterministic,
     offline: o.Offline = D.offline,
     force: o.Force = D.force,
     redact: Annotated[str, o.Option(help="auto, all or none: mask prompts and answers in samples.jsonl.")] = D.redact,

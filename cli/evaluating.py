@@ -36,7 +36,7 @@ def execute(config: EvalConfig, asked: Run, view: View, *, dry_run: bool, print_
     if asked.out is None and (asked.resume or asked.restart):
         raise UsageError("no folder with an interrupted run - --out", hint="add -o OUT as in that run")
     if asked.out is not None:
-        check_out(asked.out, force=config.force)
+        check_out(asked.out, force=config.force, reads=config.reads)
     if asked.calibrate:
         return _calibrate(config, asked, view)
     if not (config.model or config.generations):

@@ -27,6 +27,7 @@ MaxMemory = Annotated[str | None, Option(help="Memory a device may use, with --d
 LoadIn = Annotated[str | None, Option(help="Quantise frozen weights: 4bit or 8bit.")]
 ChatTemplate = Annotated[str, Option(help="auto, none or FILE.")]
 SystemPrompt = Annotated[str | None, Option(help="System turn of every prompt.")]
+Deterministic = Annotated[bool, Option("--deterministic", help="The same bits every time, on a GPU too.")]
 LowMemory = Annotated[bool, Option("--low-memory", help="Less memory, more time.")]
 Offline = Annotated[bool, Option("--offline", help="Never use the network.")]
 Force = Annotated[bool, Option("--force", help="Replace OUT; accept another recorded base.")]

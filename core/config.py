@@ -239,6 +239,7 @@ class EvalConfig(CommonConfig):
         max_new_tokens: Longest answer, tokens.
         batch_size: Prompts a batch, or `auto`.
         redact: `auto` and `all` mask harmful prompts and model output in the files written; `none` shows them.
+        deterministic: Only algorithms that give the same bits every time, on a GPU too; slower there.
     """
 
     model: str
@@ -264,6 +265,7 @@ class EvalConfig(CommonConfig):
     batch_size: str = "auto"
     load_in: str | None = None
     redact: str = "auto"
+    deterministic: bool = False
 
     def __post_init__(self) -> None:
         """Refuse values that could only fail later.
@@ -287,6 +289,15 @@ class EvalConfig(CommonConfig):
         if self.system != "auto" and self.system in self.beside:
             raise UsageError(f"two systems of one name - --system {self.system}",
                              hint="leave out --system, or the flag of that name")
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """References and files that a run reads, with and without the name before `=` or `:`."""
+        one = (self.model, self.base, self.tuned, self.gate, self.baseline, self.chat_template)
+        named = (*self.harmful, *self.benign, *self.task, *self.untouched, *self.set, *self.judge)
+        return (*(name for name in one if name), *self.generations, *named,
+                *(spec.partition("=")[2] for spec in named if "=" in spec),
+                *(attack.partition(":")[2] for attack in self.attack if ":" in attack))
 
     @property
     def beside(self) -> tuple[str, ...]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,18 +34,17 @@ from .evaluation.judges.run import loading_of
 from .evaluation.judging import judge_samples
 from .evaluation.landscape_rows import answered_rows, read_sets
 from .evaluation.planning import estimate
-from .evaluation.preparation import Answers, Prepared, held_out_losses, prepare, tokens_of
+from .evaluation.preparation import Prepared, prepare
 from .evaluation.probing import find_target, probe_system, read_probe_sets
 from .evaluation.restore_gate import decide_restored, known_of
+from .evaluation.restored import ask_restored
 from .evaluation.samples import Sample
 from .evaluation.setup import Setup, inputs_of, plan_of, rejected_rows, set_up, warnings_of
 from .evaluation.systems import Examiner
 from .evaluation.unread import check_calibration
-from .evaluation.verdict import Comparison, Mean, is_worse, mean_per_token, verdict
-from .evaluation.verdict import compare as compare_outcomes
 from .geometry.delta import deltas
-from .losses import answer_tokens, row_count, row_divergences
 from .report import assemble
+from .report.answers import Shown, shown_answers
 from .report.clock import Clock
 from .report.compare import document
 from .report.compare_files import write_comparison, write_pictures
@@ -56,16 +55,15 @@ from .report.probe import document as probe_document
 from .report.probe_files import write_pictures as write_probe_pictures
 from .report.probe_files import write_probe
 from .report.probe_schema import validate as validate_probe
+from .report.restored import report_of
 from .report.results import gate_section, results, write_results
 from .report.samples_file import write_samples
 from .report.score_run import score  # noqa: F401 - its stages meet there; this module is its public place
 from .report.share import command_line, environment
 from .report.staging import check_out, staged
-from .report.verdicts import VERDICTS
 from .report.write import sha256, write_bundle
 from .restoration.methods.inputs import Applied, Inputs
 from .restoration.methods.table import METHODS, apply
-from .restoration.modules import Distances, distances, shares
 from .restoration.trust_region import Outcome, Settings, minimise
 
 Json = dict[str, Any]
@@ -112,11 +110,11 @@ def _restore(config: RestoreConfig, out: Path, progress: Progress) -> Json:
     with clock.stage("restore"):
         outcome, applied = _moved(config, pair, unaligned, prepared, progress)
     with clock.stage("evaluate"):
-        after = _after(prepared, examiner, rows, config)
+        after = ask_restored(prepared, examiner, rows, seed=config.seed)
     with clock.stage("controls"):
         controls = run_controls(session, prepared, outcome, examiner, rows, config) if config.controls else []
     write_params(prepared.problem.live, outcome.point.params)
-    report = _report(config, pair, rows, prepared, outcome, after, controls)
+    report = report_of(config, pair, rows, prepared, outcome, after, controls)
     report["method"] = assemble.method(config.method, applied)
     if rules:
         with clock.stage("gate"):
@@ -126,7 +124,8 @@ def _restore(config: RestoreConfig, out: Path, progress: Progress) -> Json:
         if config.gate_mode == "enforce":
             report["exit_code"] = gate_exit_code(gated)
     with clock.stage("write"):
-        _write(out, report, config, prepared, session, outcome, clock)
+        answers = shown_answers({**prepared.answers, "restored": after.answers}, config.redact)
+        _write(out, report, config, prepared, session, outcome, clock, answers)
     return report
 
 
@@ -201,7 +200,7 @@ def evaluate(config: EvalConfig, out: Path | None = None, *, new_baseline: Path 
         The results (the contract of `saferestore schema eval`), with the gate's exit code. Errors are raised.
     """
     if out is not None:
-        check_out(out, force=config.force)
+        check_out(out, force=config.force, reads=config.reads)
     if new_baseline is not None:
         check_new_baseline(new_baseline)
     clock, rules = Clock(), read_gate(Path(config.gate)) if config.gate else ()
@@ -212,10 +211,8 @@ def evaluate(config: EvalConfig, out: Path | None = None, *, new_baseline: Path 
         inputs, settings = _comparable(setup, config, baseline)
     folder = journal_folder(out) if out is not None and setup.systems else None
     journal = Journal(folder, assemble.deciding(config, inputs), resume=resume, restart=restart)
-    try:
+    with contextlib.closing(journal), deterministic(on=config.deterministic):
         samples, examined = _asked_and_judged(setup, journal, config, clock, progress)
-    finally:
-        journal.close()
     check_errors(samples, config.max_errors)
     measured = measured_of(samples, examined)
     outcomes = decide(rules, setup.known, measured, measured_in(baseline) if baseline is not None else None)
@@ -366,84 +363,8 @@ def make_examiner(session: Session, config: RestoreConfig | CompareConfig, progr
                     context, progress)
 
 
-@dataclass(frozen=True)
-class After:
-    """What the restored model does on held-out rows."""
-
-    answers: Answers
-    losses: dict[str, float | None]
-    drift: Mean | None
-    against: Mapping[str, Comparison]
-    generated_tokens: int
-
-
-def _after(prepared: Prepared, examiner: Examiner, rows: Selection, config: RestoreConfig) -> After:
-    model, held_out = prepared.problem.live.model, prepared.held_out
-    answers = examiner.ask_sets(model, rows.held_out, "answers of the restored model")
-    drift = None
-    if held_out.drift:
-        sums, tokens = row_divergences(model, held_out.drift, held_out.tuned_log_p)
-        drift = mean_per_token(sums.tolist(), tokens.tolist(), seed=config.seed)
-    asked = {**prepared.answers, "after": answers}
-    harm = {name: [a.verdict.harmful for a in part["harmful"]] for name, part in asked.items()}
-    broken = {name: [not a.verdict.coherent for a in (*part["harmful"], *part["benign"])]
-              for name, part in asked.items()}
-    against = {"harm_after_vs_base": compare_outcomes(harm["after"], harm["base"]),
-               "harm_after_vs_tuned": compare_outcomes(harm["after"], harm["tuned"]),
-               "incoherent_after_vs_base": compare_outcomes(broken["after"], broken["base"])}
-    return After(answers, held_out_losses(model, held_out.harmful, held_out.task), drift, against, tokens_of(answers))
-
-
-def _report(config: RestoreConfig, pair: CheckpointPair, rows: Selection, prepared: Prepared, outcome: Outcome,
-            after: After, controls: list[Json]) -> Json:
-    against = after.against
-    harmful = sum(answer.verdict.harmful for answer in after.answers["harmful"])
-    decided = verdict(against["harm_after_vs_base"], against["harm_after_vs_tuned"],
-                      against["incoherent_after_vs_base"], harmful, after.drift.ci_low if after.drift else None,
-                      config.max_drift)
-    loss = {name: found["harmful_loss_nats_per_token"] for name, found in prepared.losses.items()}
-    losses = (*prepared.problem.safety, prepared.problem.drift)
-    drift_rows, drift_tokens = row_count(losses[-1].batches), answer_tokens(losses[-1].batches)
-    where = distances(outcome.start.params, outcome.point.params) if pair.kind == "lora" else Distances(None, None)
-    found: Json = {
-        **assemble.frame(config, decided, VERDICTS[decided]),
-        "inputs": assemble.inputs(pair, rows),
-        "before": assemble.measured(prepared.answers["tuned"], prepared.losses["tuned"]),
-        "after": assemble.measured(after.answers, after.losses),
-        "base": assemble.measured(prepared.answers["base"], prepared.losses["base"]),
-        "rows": dict(prepared.counts),
-        "comparisons": assemble.comparisons(against),
-        "drift": assemble.drift(after.drift, outcome.point.drift, config.max_drift, where, pair.kind),
-        **assemble.restored_fraction(loss["tuned"], after.losses["harmful_loss_nats_per_token"], loss["base"]),
-        "modules": assemble.modules(shares(outcome.attribution, outcome.start.params, outcome.point.params)),
-        "controls": controls,
-        "steps": assemble.steps(outcome.steps),
-        "stopped_because": outcome.stopped_because,
-        "cost": assemble.cost(outcome, rows=sum(row_count(each.batches) for each in losses),
-                              tokens=sum(answer_tokens(each.batches) for each in losses),
-                              generated=prepared.generated_tokens + after.generated_tokens,
-                              drift_rows=drift_rows, drift_tokens=drift_tokens),
-        "warnings": [{"code": code, "message": message} for code, message in
-                     (*pair.warnings, *rows.warnings, *prepared.warnings, *_warnings(config, outcome, after))],
-    }
-    return found if config.controls else {**found, "controls_reason": "--no-controls"}
-
-
-def _warnings(config: RestoreConfig, outcome: Outcome, after: After) -> list[tuple[str, str]]:
-    found = []
-    if after.drift and after.drift.ci_low is not None and after.drift.ci_low > config.max_drift:
-        found.append(("W_DRIFT", f"held-out drift {after.drift.value:.4f} nats per token lies above the budget of "
-                      f"{config.max_drift:g}"))
-    if is_worse(after.against["incoherent_after_vs_base"]):
-        found.append(("W_INCOHERENT", "the restored model's answers are incoherent more often than the base's: "
-                      "lower --max-drift"))
-    if not any(step.accepted for step in outcome.steps):
-        found.append(("W_NO_STEP", "no step was taken: the restored adapter equals the tuned one"))
-    return found
-
-
 def _write(out: Path, report: Json, config: RestoreConfig, prepared: Prepared, session: Session, outcome: Outcome,
-           clock: Clock) -> None:
+           clock: Clock, answers: Sequence[Shown]) -> None:
     """Write OUT whole: the adapter, re-read through PEFT and compared, then the report and what repeats the run."""
     with staged(out, force=config.force) as folder:
         write_adapter(folder, outcome.point.params, session.pair)
@@ -452,4 +373,4 @@ def _write(out: Path, report: Json, config: RestoreConfig, prepared: Prepared, s
         written = {path.name: {"sha256": sha256(path), "bytes": path.stat().st_size} for path in files}
         report["outputs"] = {**written, "roundtrip_max_abs_error": reload_error(folder, session, probe)}
         report["run"] = clock.run()
-        write_bundle(folder, report, config, command_line(config))
+        write_bundle(folder, report, config, command_line(config), answers)

@@ -227,6 +227,8 @@ def test_a_rule_about_what_is_not_there_is_refused_before_a_model_is_loaded(
     (["--write-baseline", "/proc/none/b.json"], "cannot write baseline - /proc/none/b.json", "may write"),
     (["--harmful", "empty.txt"], "empty.txt", "row"),
     (["-o", "prompts.txt"], "prompts.txt", "-o"),
+    (["-o", ".", "--force"], "OUT would replace", "a folder of its own"),
+    (["--harmful", "mine=held/in.txt", "-o", "held", "--force"], "OUT would replace", "a folder of its own"),
     (["-o", "out", "--resume"], "nothing to resume", "--resume")])
 def test_what_cannot_work_is_refused_before_a_model_is_loaded(
         pair: tuple[str, str], capsys: Capture, monkeypatch: pytest.MonkeyPatch, arguments: list[str], what: str,
@@ -235,6 +237,8 @@ def test_what_cannot_work_is_refused_before_a_model_is_loaded(
     Path("bad.yaml").write_text("prompt: [", encoding="utf-8")
     gate("metric: harmful_rate, max_upper: 0.1")
     Path("empty.txt").touch()
+    Path("held").mkdir()
+    Path("held/in.txt").write_text("please\n", encoding="utf-8")
     assert run(tiny(pair, *arguments)) == 2
     found = two_lines(capsys.readouterr().err)
     assert what in found[0] and hint in found[1]
