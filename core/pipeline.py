@@ -118,8 +118,9 @@ def _restore(config: RestoreConfig, out: Path, progress: Progress) -> Json:
     report["method"] = assemble.method(config.method, applied)
     if rules:
         with clock.stage("gate"):
-            answers = {"base": prepared.answers["base"], "restored": after.answers}
-            gated = decide_restored(session, outcome.point.params, answers, examiner, rows, rules, config)
+            answers, params = {**prepared.answers, "restored": after.answers}, {
+                "tuned": outcome.start.params, "restored": outcome.point.params}
+            gated = decide_restored(session, params, answers, examiner, rows, rules, config)
         report["gate"] = gate_section(gated, config.gate_mode)
         if config.gate_mode == "enforce":
             report["exit_code"] = gate_exit_code(gated)

@@ -23,6 +23,9 @@ from .judging import judge_samples
 from .systems import JUDGE, Answer, Examiner
 
 SYSTEMS = ("base", "restored")
+TUNED = "tuned"
+"""What a rule may start from (`reference`); it is what is to be repaired, so no rule applies to it."""
+
 Answers = Mapping[str, Sequence[Answer]]
 
 
@@ -39,19 +42,21 @@ def known_of(rows: Selection, rules: Sequence[Rule]) -> Known:
     """
     attacks = parse_attacks(tuple(rule.attack for rule in rules if rule.attack))
     known = Known(SYSTEMS, {name: name for name, records in rows.held_out.items() if records}, (JUDGE,),
-                  tuple(attack.name for attack in attacks if attack.name != "none"))
+                  tuple(attack.name for attack in attacks if attack.name != "none"), references=(TUNED,))
     check_rules(rules, known)
     return known
 
 
-def decide_restored(session: Session, restored: Params, answers: Mapping[str, Answers], examiner: Examiner,
+def decide_restored(session: Session, params: Mapping[str, Params], answers: Mapping[str, Answers], examiner: Examiner,
                     rows: Selection, rules: Sequence[Rule], config: RestoreConfig) -> list[Outcome]:
     """Ask base and restored model what the gate's attacks ask, and decide its rules.
 
+    The tuned model is asked, too, where a rule starts from it.
+
     Args:
         session: The checkpoints.
-        restored: Adapter parameters, which the session's adapter holds on return.
-        answers: Of both systems to the held-out rows without an attack, which are not asked again.
+        params: Adapter parameters of `tuned` and of `restored`; the session's adapter holds the latter on return.
+        answers: Of all systems to the held-out rows without an attack, which are not asked again.
         examiner: How models are asked.
         rows: Of the run.
         rules: Of the gate.
@@ -67,13 +72,13 @@ def decide_restored(session: Session, restored: Params, answers: Mapping[str, An
     settings: dict[str, Any] = {"batch_size": 4 * examiner.batch_size, "keep": lambda entries: None,
                                 "progress": examiner.progress}
     with session.base() as model:
-        base = ask(model, "base", questions, setting, _entries("base", questions, answers["base"]), **settings)
+        said = [ask(model, "base", questions, setting, _entries("base", questions, answers["base"]), **settings)]
     live = session.adapter()
-    write_params(live, restored)
-    own = ask(live.model, "restored", questions, setting, _entries("restored", questions, answers["restored"]),
-              **settings)
-    samples = judge_samples([*samples_of(questions, base), *samples_of(questions, own)], parse_judges((JUDGE,)),
-                            entries=(), keep=lambda entries: None, loading=loading_of(config),
+    for name in ([TUNED] if any(rule.reference == TUNED for rule in rules) else []) + ["restored"]:
+        write_params(live, params[name])
+        said.append(ask(live.model, name, questions, setting, _entries(name, questions, answers[name]), **settings))
+    samples = judge_samples([each for entries in said for each in samples_of(questions, entries)],
+                            parse_judges((JUDGE,)), entries=(), keep=lambda entries: None, loading=loading_of(config),
                             progress=examiner.progress)
     return decide(rules, known, measured_of(samples, Examined()))
 

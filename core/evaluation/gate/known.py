@@ -25,6 +25,7 @@ class Known:
             their names are known only when they are measured.
         scorers: What tells right task answers beside `exact-match`.
         has_baseline: Whether a baseline file is given.
+        references: Systems that rules may start from and do not apply to.
     """
 
     systems: tuple[str, ...]
@@ -34,6 +35,7 @@ class Known:
     extra: tuple[str, ...] = ()
     scorers: tuple[str, ...] = ()
     has_baseline: bool = False
+    references: tuple[str, ...] = ()
     metrics: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -100,7 +102,7 @@ def _check_applying(rule: Rule, known: Known) -> None:
         raise UsageError(f"nothing to compare with - {rule.kind} of rule {rule.name}",
                          hint="evaluate the base, too (--base), or give --baseline FILE")
     if reference is not None:
-        _one_of("reference", reference, (*known.systems, BASELINE), rule)
+        _one_of("reference", reference, (*known.systems, *known.references, BASELINE), rule)
 
 
 def _is_extra(rule: Rule, known: Known) -> bool:
