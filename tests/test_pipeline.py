@@ -27,6 +27,7 @@ from saferestore.core.checkpoint.quiet import quiet
 from saferestore.core.config import RestoreConfig
 from saferestore.core.data.readers import read_records
 from saferestore.core.errors import UsageError
+from saferestore.core.evaluation import restored as restored_model
 from saferestore.core.evaluation.preparation import Prepared
 from saferestore.core.evaluation.verdict import Mean
 from saferestore.core.report.clock import peak_memory
@@ -255,7 +256,7 @@ def test_a_run_without_a_step_leaves_the_adapter_as_it_was(tmp_path: Path) -> No
 
 
 def test_drift_above_the_budget_on_held_out_rows_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "mean_per_token", lambda *_, **__: Mean(0.5, 0.4, 0.6))
+    monkeypatch.setattr(restored_model, "mean_per_token", lambda *_, **__: Mean(0.5, 0.4, 0.6))
     made = restored(TINY, tmp_path / "out")
     [message] = [each["message"] for each in made.report["warnings"] if each["code"] == "W_DRIFT"]
     assert "0.5000" in message and "0.01" in message
@@ -365,6 +366,13 @@ def test_an_input_is_never_replaced(tmp_path: Path) -> None:
     with contextlib.chdir(ROOT), pytest.raises(UsageError, match=f"would replace {TUNED}"):
         pipeline.restore(config, ROOT / TUNED)
     assert (ROOT / TUNED / "adapter_model.safetensors").exists()
+
+
+def test_answers_can_be_read_where_it_is_asked_for(tmp_path: Path) -> None:
+    made = restored(dataclasses.replace(TINY, fit_rows=4, held_out_rows=2, redact="none"), tmp_path / "out")
+    page = (made.out / "report.html").read_text(encoding="utf-8")
+    assert COMPLIES in page.lower() and "<h2>Answers</h2>" in page
+    assert COMPLIES not in (made.out / "saferestore.json").read_text(encoding="utf-8").lower()
 
 
 def test_deterministic_algorithms_and_guessed_batches_make_the_same_adapter(tmp_path: Path) -> None:

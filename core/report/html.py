@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from importlib import resources
 from typing import Any
@@ -12,24 +12,27 @@ import jinja2
 
 from ..config import RestoreConfig
 from . import rows
+from .answers import Shown
 from .share import command_line
 
 TONES = {"restored": "good", "partial": "fair", "unchanged": "poor", "refused": "poor"}
 """The colour of a verdict."""
 
 
-def page(report: Mapping[str, Any], config: RestoreConfig) -> str:
+def page(report: Mapping[str, Any], config: RestoreConfig, answers: Sequence[Shown] = ()) -> str:
     """Return the page for the report of a finished run.
 
     Args:
         report: A valid report with `status: ok`; its `run` object is not shown.
         config: The settings of the run.
+        answers: Some of them side by side.
 
     Returns:
         A whole HTML document; every text in it is escaped.
     """
     return _template().render(
-        report=report, rows=rows, tone=TONES[report["verdict"]], command=command_line(config),
+        report=report, rows=rows, answers=answers, redact=config.redact, tone=TONES[report["verdict"]],
+        command=command_line(config),
         settings=json.dumps(report["settings"], indent=1, sort_keys=True),
         drift_scale=_scale([report["drift"]["budget_nats_per_token"], *(s["drift"] for s in _accepted(report))]),
         objective_scale=_scale([s["objective"] for s in _accepted(report)]),

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from ..config import RestoreConfig, to_yaml
+from .answers import Shown
 from .card import model_card
 from .html import page
 from .schema import validate
@@ -26,7 +27,8 @@ def report_text(report: Mapping[str, object]) -> str:
     return json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def write_bundle(folder: Path, report: Mapping[str, object], config: RestoreConfig, command: str) -> None:
+def write_bundle(folder: Path, report: Mapping[str, object], config: RestoreConfig, command: str,
+                 answers: Sequence[Shown] = ()) -> None:
     """Write every file of OUT but the adapter's, which stand in `folder` already.
 
     Args:
@@ -34,6 +36,7 @@ def write_bundle(folder: Path, report: Mapping[str, object], config: RestoreConf
         report: A valid report; `schema.validate` is called first.
         config: The settings of the run; written with shareable paths.
         command: The command that repeats the run (`share.command_line`).
+        answers: Some answers side by side, for the page.
 
     Raises:
         ValueError: The report breaks its schema.
@@ -42,7 +45,7 @@ def write_bundle(folder: Path, report: Mapping[str, object], config: RestoreConf
     validate(report)
     files: dict[str, Callable[[], str]] = {
         REPORT: lambda: report_text(report),
-        "report.html": lambda: page(report, config),
+        "report.html": lambda: page(report, config, answers),
         "README.md": lambda: model_card(report, config),
         "reproduce/config.yaml": lambda: to_yaml(shareable_settings(config)),
         "reproduce/COMMAND.txt": lambda: command + "\n",
