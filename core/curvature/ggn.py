@@ -8,6 +8,7 @@ forward mode costs about three. It needs `attn_implementation="eager"`: fused at
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,9 +17,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..checkpoint.session import LiveModel
-from ..data.batches import Batch
+from ..data.batches import IGNORED, Batch
 from ..losses import Loss, answer_logits
 from ..params import Params, axpy, zeros
+
+PARTS = 4
+"""Of a batch whose graph is rebuilt for each product: a graph of second derivatives takes 3 to 4 times a gradient's."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,8 @@ class GaussNewton:
     Attributes:
         products: Products done so far.
         keep_graph: Whether graphs are kept between products (3 to 5 times a gradient's memory, growing with the
-            number of micro-batches) or rebuilt for each (about 2.5 gradients a product, one micro-batch at a time).
+            number of micro-batches) or rebuilt for each (about 2.3 gradients a product, a quarter of a micro-batch at a
+            time, so that a graph takes no more than a gradient of the whole one).
     """
 
     def __init__(self, live: LiveModel, losses: Sequence[Loss], *, keep_graph: bool) -> None:
@@ -60,18 +65,18 @@ class GaussNewton:
         self._point = {name: leaf.detach().clone().requires_grad_() for name, leaf in live.leaves.items()}
         self._placed = {full_name[id(leaf)]: self._point[name] for name, leaf in live.leaves.items()}
         self._module = _AnswerLogits(live.model)
-        self._work = [(loss, number) for loss in losses for number in range(len(loss.batches))
-                      if loss.token_weight > 0]
+        self._work = [(part, loss.token_weight) for loss in losses if loss.token_weight > 0 for batch in loss.batches
+                      for part in ([batch] if keep_graph else _parts(batch))]
         self.keep_graph = keep_graph
         self._kept = [self._linearise(*item) for item in self._work] if keep_graph else None
         self.products = 0
 
-    def _linearise(self, loss: Loss, number: int) -> _Linearised:
-        logits = functional_call(self._module, self._placed, (loss.batches[number],))
+    def _linearise(self, batch: Batch, weight: float) -> _Linearised:
+        logits = functional_call(self._module, self._placed, (batch,))
         dummy = torch.zeros_like(logits, requires_grad=True)
         pullback = torch.autograd.grad(logits, list(self._point.values()), dummy, create_graph=True,
                                        allow_unused=True, materialize_grads=True)
-        return _Linearised(logits, dummy, pullback, loss.token_weight)
+        return _Linearised(logits, dummy, pullback, weight)
 
     def matvec(self, v: Params) -> Params:
         """Return G v (nats per token by parameter)."""
@@ -90,6 +95,19 @@ class GaussNewton:
         back = torch.autograd.grad(piece.logits, leaves, weighted, retain_graph=self.keep_graph,
                                    allow_unused=True, materialize_grads=True)
         return dict(zip(names, back, strict=True))
+
+
+def _parts(batch: Batch) -> list[Batch]:
+    """A batch in at most `PARTS` parts of its rows, without the columns that are padding in all of them."""
+    rows = range(len(batch.rows))
+    step = math.ceil(len(rows) / PARTS)
+    return [_only(batch, slice(start, start + step)) for start in rows[::step]]
+
+
+def _only(batch: Batch, rows: slice) -> Batch:
+    width = int(batch.attention_mask[rows].sum(dim=1).max())
+    ids, mask, labels = (t[rows, :width] for t in (batch.input_ids, batch.attention_mask, batch.labels))
+    return Batch(ids, mask, labels, batch.rows[rows], int((labels != IGNORED).sum()))
 
 
 def _softmax_hessian(logits: Tensor, directional: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from ..checkpoint.session import LiveModel, read_params, write_params
 from ..data.scratch import is_small
 from ..losses import Loss, answer_logits, gradient, total
 from ..params import Params, axpy, norm, zeros
+from .silu import ShortSilu
 
 FAITHFUL = {torch.float64: 1e-5, torch.float32: 2e-2}
 """Largest relative distance from a difference of gradients at which a way counts as right."""
@@ -72,9 +73,10 @@ class Hessian:
         return [lambda item=item: self._gradient(*item) for item in self._work]
 
     def _gradient(self, loss: Loss, number: int) -> tuple[Tensor, ...]:
-        share = self.share(self.point, loss, number)
-        return torch.autograd.grad(share, list(self.point.values()), create_graph=True, allow_unused=True,
-                                   materialize_grads=True)
+        with ShortSilu():
+            share = self.share(self.point, loss, number)
+            return torch.autograd.grad(share, list(self.point.values()), create_graph=True, allow_unused=True,
+                                       materialize_grads=True)
 
     def share(self, point: Params, loss: Loss, number: int) -> Tensor:
         """Return a micro-batch's share of the loss at a point."""

@@ -7,8 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 from saferestore.core.checkpoint.session import LiveModel, write_params
+from saferestore.core.curvature import ggn
 from saferestore.core.curvature.ggn import GaussNewton
-from saferestore.core.losses import cross_entropy, hinge, kl_divergence, log_probabilities
+from saferestore.core.data.batches import Batch
+from saferestore.core.losses import AnswerLogits, cross_entropy, hinge, kl_divergence, log_probabilities
 from torch import nn
 
 from .. import dense
@@ -29,12 +31,13 @@ def test_products_equal_the_dense_matrix_times_the_vector(family: str, keep_grap
     assert operator.products == 3
 
 
+@pytest.mark.parametrize("keep_graph", [True, False])
 @pytest.mark.parametrize("batch_size", [1, 2, 6])
-def test_products_do_not_depend_on_the_batch_size(batch_size: int):
+def test_products_do_not_depend_on_the_batch_size(batch_size: int, keep_graph: bool):
     live = live_model()
     v = vector_like(live.leaves, seed=1)
     exact = dense.gauss_newton(live, ragged_batches())
-    operator = GaussNewton(live, [cross_entropy("ce", ragged_batches(batch_size=batch_size))], keep_graph=True)
+    operator = GaussNewton(live, [cross_entropy("ce", ragged_batches(batch_size=batch_size))], keep_graph=keep_graph)
     assert dense.relative_error(dense.flat(operator.matvec(v)), exact @ dense.flat(v)) < 1e-8
 
 
@@ -86,3 +89,19 @@ def test_the_matrix_stays_that_of_its_point_while_the_model_moves(keep_graph: bo
     operator = GaussNewton(live, [cross_entropy("ce", batches)], keep_graph=keep_graph)
     write_params(live, moved(live, by=0.5, seed=4))
     assert dense.relative_error(dense.flat(operator.matvec(v)), exact @ dense.flat(v)) < 1e-8
+
+
+def test_a_graph_that_is_rebuilt_holds_a_quarter_of_the_rows(monkeypatch: pytest.MonkeyPatch):
+    seen: list[tuple[int, ...]] = []
+    plain = ggn.answer_logits
+
+    def noted(model: nn.Module, batch: Batch) -> AnswerLogits:
+        seen.append(tuple(batch.input_ids.shape))
+        return plain(model, batch)
+
+    monkeypatch.setattr(ggn, "answer_logits", noted)
+    live, batches = live_model(), ragged_batches(10, batch_size=10)
+    GaussNewton(live, [cross_entropy("ce", batches)], keep_graph=False).matvec(vector_like(live.leaves, seed=1))
+    whole = tuple(batches[0].input_ids.shape)
+    assert [rows for rows, _ in seen] == [3, 3, 3, 1]
+    assert seen[0][1] == whole[1] and seen[-1][1] < whole[1]  # the shortest rows lose their padding
