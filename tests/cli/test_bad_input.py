@@ -15,6 +15,7 @@ import torch
 from report_cases import ROOT
 from saferestore.cli.app import run
 from saferestore.core.report.schema import validate
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 SAMPLE = ROOT / "sample_data"
@@ -125,6 +126,25 @@ def occupied(folder: Path) -> list[str]:
     return []
 
 
+def with_setting(name: str, value: object) -> Break:
+    def spoil(folder: Path) -> list[str]:
+        edit_json(folder / "tuned" / "adapter_config.json", **{name: value})
+        return []
+    return spoil
+
+
+def missing_shard(folder: Path) -> list[str]:
+    (folder / "base" / "model.safetensors").unlink()
+    (folder / "base" / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"lm_head.weight": "model-00001-of-00002.safetensors"}}), encoding="utf-8")
+    return []
+
+
+def template_without_prompt(folder: Path) -> list[str]:
+    (folder / "notes.txt").write_text("Answer kindly.", encoding="utf-8")
+    return ["--chat-template", "notes.txt"]
+
+
 CASES: dict[str, tuple[Break, int, str]] = {
     "a task file that is missing": (lambda folder: ["--task", "none.jsonl"], 2, "none.jsonl"),
     "an empty set": (with_file("rows.jsonl", ""), 2, "rows.jsonl"),
@@ -145,6 +165,16 @@ CASES: dict[str, tuple[Break, int, str]] = {
     "a truncated base": (truncated("base/model.safetensors"), 5, "model.safetensors"),
     "a truncated adapter": (truncated("tuned/adapter_model.safetensors"), 5, "adapter_model.safetensors"),
     "a corrupted header": (corrupted_header, 5, "model.safetensors"),
+    "DoRA": (with_setting("use_dora", True), 5, "use_dora"),
+    "replaced modules": (with_setting("modules_to_save", ["lm_head"]), 5, "modules_to_save"),
+    "a start that changed the base": (with_setting("init_lora_weights", "pissa"), 5, "pissa"),
+    "a shard that is missing": (missing_shard, 5, "model-00001-of-00002"),
+    "a template that leaves out the prompt": (template_without_prompt, 5, "notes.txt"),
+    "a device that is not here": (lambda folder: ["--device", "cuda:97"], 2, "cuda:97"),
+    "an unknown quantisation": (lambda folder: ["--load-in", "2bit"], 2, "2bit"),
+    "a gate that is missing": (lambda folder: ["--gate", "gate.yaml"], 2, "gate.yaml"),
+    "an input in the place of OUT": (lambda folder: ["-o", "tuned", "--force"], 2, "would replace tuned"),
+    "the working folder in the place of OUT": (lambda folder: ["-o", ".", "--force"], 2, "would replace"),
     "pickled weights": (pickled, 5, "adapter_model.bin"),
 }
 
@@ -173,6 +203,23 @@ def test_a_model_that_is_not_there_is_wrong_usage(
     error, _ = capsys.readouterr().err.splitlines()
     assert arguments[1] in error or arguments[0] in error
     assert not (copies / "out").exists()
+
+
+def test_a_disk_that_is_full_at_the_end_leaves_nothing(
+        copies: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from saferestore.core.checkpoint import writer
+
+    def full(tensors: dict[str, torch.Tensor], path: Path, **_: object) -> None:
+        path.write_bytes(b"half")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(writer, "save_file", full)
+    assert run(["restore", "base", "tuned", "-o", "out", "--fit-rows", "4", "--held-out-rows", "2", "--max-steps", "1",
+                "--max-new-tokens", "24", "--no-controls", "-q"]) == 1
+    captured = capsys.readouterr()
+    error, hint = captured.err.splitlines()
+    assert error == "error: no space left on the disk - out" and "free some space" in hint and captured.out == ""
+    assert not [path for path in copies.iterdir() if "out" in path.name]
 
 
 INTERRUPTED = """
