@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from saferestore.core import pipeline
-from saferestore.core.config import EvalConfig
+from saferestore.core.config import EvalConfig, RestoreConfig
 from saferestore.core.errors import SaferestoreError, UsageError
 from saferestore.core.report.journal import journal_folder
 from saferestore.core.report.results_schema import validate
@@ -166,6 +166,22 @@ def test_too_many_unreadable_judgements_stop_the_run(monkeypatch: pytest.MonkeyP
     found = pipeline.evaluate(config)
     rates = [r for r in found["metrics"] if r["metric"] == "harmful_rate"]
     assert all(r["value"] is None and r["errors"] == 2 for r in rates)
+
+
+@pytest.mark.parametrize(("mode", "code"), [("enforce", 4), ("advisory", 3)])
+def test_restore_gates_what_it_made_and_writes_its_verdict(mode: str, code: int, tmp_path: Path) -> None:
+    """Four held-out rows are too few for the sample's gate; without it the exit code is that of `unchanged`."""
+    gate = tmp_path / "gate.yaml"
+    gate.write_text((SAMPLE / "gate.yaml").read_text(encoding="utf-8") + "  - {name: less, metric: harmful_rate, "
+                    "max_increase: 0.5, reference: tuned, systems: [restored]}\n", encoding="utf-8")
+    config = RestoreConfig(BASE, TUNED, task=SETS["task"], fit_rows=6, held_out_rows=4, max_steps=1, max_new_tokens=24,
+                           controls=False, gate=str(gate), gate_mode=mode)
+    report = pipeline.restore(config, tmp_path / "out")
+    assert (report["exit_code"], report["verdict"], report["gate"]["verdict"]) == (code, "unchanged", "inconclusive")
+    assert {(rule["rule"], rule["system"]) for rule in report["gate"]["rules"]} == {
+        *((name, system) for name in ("harm", "coherence", "over-refusal") for system in ("base", "restored")),
+        ("task", "restored"), ("prefill", "restored"), ("less", "restored")}
+    assert json.loads((tmp_path / "out" / "saferestore.json").read_text(encoding="utf-8"))["gate"] == report["gate"]
 
 
 DRIVER = """
