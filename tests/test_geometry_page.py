@@ -63,22 +63,32 @@ def test_a_mean_has_the_interval_of_students_t_over_bases(tables: Any) -> None:
 def test_a_claim_that_holds_is_said_to_hold(words: Any) -> None:
     text = found(words)
     assert "C1 in llama holds in every cell** (3 of 3)." in text
-    assert "above `shuffled` on every measure" in text and "`another base` was not measured" in text
+    assert "against `shuffled`, above it: loss surfaces by +0.80 ± 0.00, loss changes" in text
+    assert "not told" not in text and "below it" not in text and "`another base` was not measured" in text
     assert "kept better than task rows on 4 of 4 measures" in text
-    assert "this half of C2 holds" in text and "it fell: it moved out" in text
+    assert "this half of C2 holds" in text and "(it fell: it moved out)" in text
 
 
 def test_a_claim_that_fails_is_said_to_fail(words: Any) -> None:
     text = found(words, harmful=0.3, task=0.8, control=0.6, safety=0.7, outcome="not_preserved")
     assert "C1 in llama holds in no cell** (0 of 3); cells that fail, by measure: loss surfaces (3)" in text
-    assert "`shuffled` is as high as the tuned model" in text
+    assert "against `shuffled`, below it: loss surfaces by -0.30" in text
     assert "kept worse than task rows on 4 of 4 measures" in text
     assert "C2 fails" in text and "it did not move out" in text
 
 
-def test_one_seed_tells_nothing_apart(words: Any) -> None:
-    text = words.findings([cell()])
-    assert "No difference that the seeds can tell" in text and "C2 is not shown" in text
+def test_seeds_that_differ_more_than_the_models_tell_nothing_apart(words: Any) -> None:
+    cells = [cell(seed, harmful=value, control=0.5, safety=share)
+             for seed, (value, share) in enumerate(((0.1, 0.1), (0.5, 0.7), (0.9, 0.4)))]
+    text = " ".join(words.findings(cells).split())
+    assert "not told from it: loss surfaces" in text and "No difference that can be told" in text
+    assert "C2 is not shown" in text and "a move is not shown" in text
+
+
+def test_of_one_base_cells_decide_about_rows_and_nothing_else_is_concluded(words: Any) -> None:
+    text = " ".join(words.findings([cell()]).split())
+    assert "(one base: no interval)" in text and "so nothing is concluded" in text and "one base, so no" in text
+    assert "kept better than task rows on 4 of 4 measures" in text
 
 
 def test_a_measure_that_is_not_defined_is_a_dash(tables: Any, words: Any) -> None:

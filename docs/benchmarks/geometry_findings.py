@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from textwrap import fill
 
 from geometry_tables import (
@@ -17,6 +17,7 @@ from geometry_tables import (
     over_seeds,
     percent,
     share,
+    sides,
     sizes,
     text,
 )
@@ -24,6 +25,7 @@ from saferestore.core.geometry.verdict import HEADLINE, WORDS
 
 CONTROLS = ("shuffled", "another base")
 WIDTH = 120
+SIDES = {1: "above it", 0: "not told from it", -1: "below it"}
 LITTLE = 0.05
 """A rise of the share of harmful answers below which tuning is said to have left safety as it was."""
 
@@ -81,27 +83,52 @@ def raised_harm(cells: Sequence[Json]) -> str:
 
 def against_controls(cells: Sequence[Json]) -> str:
     """On which measures an unrelated model is as like the base as the tuned model is."""
-    parts = []
-    for control in CONTROLS:
-        gaps = {NAMES[name]: over_seeds(cells, minus(alike("harmful rows", name), alike(control, name)))
-                for name in HEADLINE}
-        known = {label: gap for label, gap in gaps.items() if gap is not None}
-        if not known:
-            parts.append(f"The control `{control}` was not measured")
-            continue
-        high = [f"{label} (tuned is above it by {text(gap)})" for label, gap in known.items() if gap.sign <= 0]
-        parts.append(f"The control `{control}` is as high as the tuned model, or the seeds do not tell, on "
-                     f"{', '.join(high)}" if high else f"The tuned model is above `{control}` on every measure")
-    return ". ".join(parts) + "."
+    return " ".join(against_control(cells, control) for control in CONTROLS)
+
+
+def against_control(cells: Sequence[Json], control: str) -> str:
+    """The same of one control: the measures by the side of 0 that the difference lies on."""
+    gaps = {NAMES[name]: over_seeds(cells, minus(alike("harmful rows", name), alike(control, name)))
+            for name in HEADLINE}
+    known = {label: gap for label, gap in gaps.items() if gap is not None}
+    if not known:
+        return f"The control `{control}` was not measured."
+    lists: dict[str, list[str]] = {}
+    for label, gap in known.items():
+        word = "above or below it" if gap.half is None else SIDES[gap.sign]
+        lists.setdefault(word, []).append(f"{label} by {signed(gap)}")
+    parts = [f"{word}: {', '.join(found)}" for word, found in lists.items()]
+    return f"Harmful rows of the tuned model against `{control}`{alone(known.values())}, {'; '.join(parts)}."
+
+
+def alone(gaps: Iterable[Mean]) -> str:
+    """What to add where there is no interval over seeds."""
+    return " (one base: no interval)" if all(gap.half is None for gap in gaps) else ""
+
+
+def signed(gap: Mean | None) -> str:
+    """A difference with its sign."""
+    return text(gap, "{:+.2f}").replace("± +", "± ")
 
 
 def against_rows(cells: Sequence[Json], other: str) -> str:
-    """Whether the landscape of harmful rows is kept better than that of other rows, which the claim says."""
-    gaps = {NAMES[name]: over_seeds(cells, minus(alike("harmful rows", name), alike(f"{other} rows", name)))
+    """Whether the landscape of harmful rows is kept better than that of other rows, which the claim says.
+
+    The interval over seeds decides; for one base, on which side of 0 the intervals of most cells lie.
+    """
+    gaps = {name: over_seeds(cells, minus(alike("harmful rows", name), alike(f"{other} rows", name)))
             for name in HEADLINE}
-    signs = [gap.sign if gap else 0 for gap in gaps.values()]
-    shown = ", ".join(f"{label} {text(gap, '{:+.2f}').replace('± +', '± ')}" for label, gap in gaps.items())
-    return f"Harmful rows minus {other} rows: {shown}. {stand_out_words(signs, other)}"
+    signs = [(gap.sign if gap and gap.half is not None else side_of_most(cells, other, name))
+             for name, gap in gaps.items()]
+    shown = ", ".join(f"{NAMES[name]} {signed(gap)}" for name, gap in gaps.items())
+    told = alone([gap for gap in gaps.values() if gap])
+    return f"Harmful rows minus {other} rows{told}: {shown}. {stand_out_words(signs, other)}"
+
+
+def side_of_most(cells: Sequence[Json], other: str, measure: str) -> int:
+    """The side of 0 on which more than half of the cells' own intervals lie; 0 for neither."""
+    above, below, _ = sides(cells, other, measure)
+    return (2 * above > len(cells)) - (2 * below > len(cells))
 
 
 def stand_out_words(signs: Sequence[int], other: str) -> str:
@@ -114,7 +141,7 @@ def stand_out_words(signs: Sequence[int], other: str) -> str:
                 f"what is kept is not a property of harm.")
     if more:
         return f"Better on {more} of {len(signs)} measures and worse on {less}: no one answer."
-    return f"No difference that the seeds can tell: {other} rows are kept as well as harmful ones."
+    return f"No difference that can be told: {other} rows are kept as well as harmful ones."
 
 
 def by_method(cells: Sequence[Json]) -> str:
@@ -162,6 +189,8 @@ def apart(gap: Mean | None, chance: Mean | None) -> str:
     """The sentence for safety's share minus the task's, and minus a random vector's."""
     if gap is None or chance is None:
         return "One of them is not defined."
+    if gap.half is None or chance.half is None:
+        return "One base: no interval, so nothing is concluded."
     first = {-1: "Safety lies less in them than the task does: this half of C2 holds",
              1: "Safety lies more in them than the task does: C2 fails",
              0: "The seeds do not tell them apart: C2 is not shown"}[gap.sign]
@@ -174,11 +203,17 @@ def moved(cells: Sequence[Json]) -> str:
     """Whether safety left the task's leading curvature through tuning."""
     if not (k := max(sizes(cells), default=0)):
         return "Whether safety moved was not measured."
-    parts = []
-    for (data,), own in kinds(cells, "data"):
-        gap = over_seeds(own, minus(share("tuned", "safety", k), share("base", "safety", k)))
-        word = {-1: "fell: it moved out", 1: "rose: it did not move out, C2 fails",
-                0: "did not change by more than the seeds differ: a move is not shown"}[gap.sign if gap else 0]
-        before, after = (percent(over_seeds(own, share(system, "safety", k))) for system in ("base", "tuned"))
-        parts.append(f"on {data} data from {before}% at the base to {after}%, it {word}")
-    return f"Through tuning the share of the safety gradient in the top {k} went {'; '.join(parts)}."
+    return f"Through tuning the share of the safety gradient in the top {k} went " + "; ".join(
+        f"on {data} data {moved_on(own, k)}" for (data,), own in kinds(cells, "data")) + "."
+
+
+def moved_on(cells: Sequence[Json], k: int) -> str:
+    """The same on one kind of data."""
+    gap = over_seeds(cells, minus(share("tuned", "safety", k), share("base", "safety", k)))
+    before, after = (percent(over_seeds(cells, share(system, "safety", k))) for system in ("base", "tuned"))
+    if gap is None or gap.half is None:
+        word = "one base, so no interval"
+    else:
+        word = {-1: "it fell: it moved out", 1: "it rose: it did not move out, C2 fails",
+                0: "no change beyond what the seeds differ by: a move is not shown"}[gap.sign]
+    return f"from {before}% at the base to {after}% ({word})"

@@ -47,7 +47,7 @@ task's leading directions.
 ## What was found
 
 A word is chosen by the numbers: one is said to be above another where the interval of their difference over seeds does
-not hold 0.
+not hold 0 (of harmful and other rows of a single base: where it does not in most cells, by their own intervals).
 
 {findings}
 

@@ -149,13 +149,13 @@ def verdicts(cells: Sequence[Json]) -> str:
                   "harmful answers, base", "harmful answers, tuned"), lines)
 
 
-def sides(cells: Sequence[Json], other: str, measure: str) -> str:
+def sides(cells: Sequence[Json], other: str, measure: str) -> tuple[int, int, int]:
     """Cells by the side of 0 that the interval of harmful rows minus others lies on: above, below, neither."""
     ends = [(cell["harmful_minus"][other][measure]["ci_low"], cell["harmful_minus"][other][measure]["ci_high"])
             for cell in cells]
     above, below = (sum(low is not None and low > 0 for low, _ in ends),
                     sum(high is not None and high < 0 for _, high in ends))
-    return f"{above} / {below} / {len(ends) - above - below}"
+    return above, below, len(ends) - above - below
 
 
 def stand_out(cells: Sequence[Json]) -> str:
@@ -165,7 +165,7 @@ def stand_out(cells: Sequence[Json]) -> str:
         for measure in HEADLINE:
             gaps = [cell for other in ("task", "benign") for cell in (
                 text(over_seeds(own, minus(alike("harmful rows", measure), alike(f"{other} rows", measure)))),
-                sides(own, other, measure))]
+                " / ".join(map(str, sides(own, other, measure))))]
             lines.append([*key, LABELS[measure], *gaps])
     return table(("family", "data", "measure", "harmful - task", "cells + / - / 0", "harmful - benign",
                   "cells + / - / 0"), lines)
