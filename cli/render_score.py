@@ -46,9 +46,9 @@ def _parts(found: dict[str, Any]) -> Iterator[RenderableType]:
         yield Text(" influence: predicted rise of S by the row, nats per token", style="dim")
     yield ""
     yield _modules(found)
-    yield text_of(f" safety gradient inside the task's {found['safety']['leading_eigenvectors']} leading directions: "
-                  f"{rows.percent(found['safety']['inside_share'])}% "
-                  f"(random {rows.percent(found['safety']['inside_share_random'])}%)", "dim")
+    yield text_of(_inside(found["safety"]), "dim")
+    yield ""
+    yield _kinds(found)
     yield ""
     yield from _heat(found)
 
@@ -72,10 +72,26 @@ def _modules(found: dict[str, Any]) -> RenderableType:
     return table
 
 
+def _inside(safety: dict[str, Any]) -> str:
+    inside = safety["inside_share"]
+    return (f" of the safety gradient {rows.percent(inside)}% inside the task's {safety['leading_eigenvectors']} "
+            f"leading directions,\n {rows.percent(1 - inside)}% outside; "
+            f"of a random direction {rows.percent(safety['inside_share_random'])}% inside")
+
+
+def _kinds(found: dict[str, Any]) -> RenderableType:
+    table = table_of(["kind", "safety gain", "task cost"])
+    for kind in found["kinds"]:
+        table.add_row(text_of(kind["name"]), rows.number_text(kind["safety_gain_nats_per_token"]),
+                      rows.number_text(kind["task_cost_nats_per_token"]))
+    return table
+
+
 def _heat(found: dict[str, Any]) -> Iterator[Text]:
     columns, layers = heat_strip(found)
+    whole = {row["name"]: rows.number_text(row["safety_gain_nats_per_token"]) for row in found["layers"]}
     yield Text(" safety gain by layer and module, darker is more", style="bold")
-    yield text_of(" layer " + " ".join(name[:6].ljust(6) for name in columns)[:72])
+    yield text_of(" layer " + " ".join(name[:6].ljust(6) for name in columns)[:62] + " all")
     for layer, cells in layers:
         blocks = " ".join(BLOCKS[step * (len(BLOCKS) - 1) // (SHADES - 1)] * 6 for _, step in cells)
-        yield text_of(f" {layer:>5} {blocks}"[:80])
+        yield text_of(f" {layer:>5} {blocks[:62]} {whole[layer]}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -10,8 +12,8 @@ from typing import Any
 
 import jinja2
 
+from ..data.hub import as_json_lines, hub_set
 from ..data.readers import file_of
-from ..data.texts import read_text
 from ..errors import UsageError
 from ..evaluation.scoring import ScoredRows
 from ..evaluation.training_rows import TrainingRows
@@ -69,21 +71,45 @@ def removed_file(clean: Path) -> Path:
     return clean.with_name(f"{clean.name}.removed.jsonl")
 
 
-def write_clean(clean: Path, spec: str, training: TrainingRows, scored: ScoredRows, ranked: RankedRows) -> None:
+def write_clean(clean: Path, spec: str, training: TrainingRows, scored: ScoredRows, ranked: RankedRows, *,
+                offline: bool = False) -> None:
     """Write the training file without the rows above the threshold, and those rows with the reason.
 
-    The list has the rows themselves in chat form, so that `restore --harmful` reads it.
+    The list has the rows themselves in chat form, so that `restore --harmful` reads it. Of a data set of the hub the
+    clean file is JSON lines.
+
+    Args:
+        clean: Where to.
+        spec: The training file, read again: no copy of its text is held while rows are scored.
+        training: Its rows.
+        scored: Their scores.
+        ranked: Which of them go.
+        offline: Take a data set of the hub from the cache only.
+
+    Raises:
+        UsageError: It is no longer what was scored.
     """
-    result = training.result
-    text = read_text(str(file_of(spec)), "--train").text
+    result, content = training.result, _content(spec, offline=offline)
+    if hashlib.sha256(content).hexdigest() != result.sha256:
+        raise UsageError(f"it changed while it was scored - --train {result.name}",
+                         hint="score it again; no clean file is written")
+    encoding = "utf-8-sig" if content.startswith(codecs.BOM_UTF8) else "utf-8"
+    text = content.decode(encoding)
     starts = sorted({line for _, line in result.places} | {line for line, _ in (*result.rejected, *result.left_out)})
     gone = [result.places[row] for row in ranked.removed]
     removed = "".join(json.dumps(_removed(row, training, scored, ranked), ensure_ascii=False) + "\n"
                       for row in ranked.removed)
-    for path, content in ((clean, without(text, result.name, starts, gone)), (removed_file(clean), removed)):
+    kept = without(text, result.name, starts, gone).encode(encoding)
+    for path, written in ((clean, kept), (removed_file(clean), removed.encode())):
         staging = path.with_name(f".{path.name}.staging")
-        staging.write_text(content, encoding="utf-8", newline="")
+        staging.write_bytes(written)
         staging.replace(path)
+
+
+def _content(spec: str, *, offline: bool) -> bytes:
+    path = file_of(spec)
+    found = None if path.exists() else hub_set(str(path))
+    return path.read_bytes() if found is None else as_json_lines(found, offline=offline)
 
 
 def _removed(row: int, training: TrainingRows, scored: ScoredRows, ranked: RankedRows) -> Json:
@@ -103,7 +129,8 @@ def page(found: Mapping[str, Any]) -> str:
                                      finalize=lambda value: words.plain(value) if type(value) is str else value)
     environment.filters["number"] = words.number_text
     environment.filters["percent"] = words.percent
-    return environment.from_string(text).render(found=found, heat=heat_strip(found), shades=SHADES)
+    return environment.from_string(text).render(found=found, heat=heat_strip(found), shades=SHADES,
+                                                   layers={row["name"]: row for row in found["layers"]})
 
 
 def heat_strip(found: Mapping[str, Any]) -> tuple[list[str], list[tuple[str, list[tuple[float | None, int]]]]]:

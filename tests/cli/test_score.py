@@ -21,6 +21,8 @@ MODULE = {"module": "model.layers.0.self_attn.q_proj", "layer": 0, "kind": "atte
           "gradient_share": 1.0, "inside_share": 0.01, "inside_share_random": 0.001}
 FOUND: dict[str, Any] = {
     "exit_code": 0, "settings": {"top": 20}, "modules": [MODULE],
+    "layers": [{"name": "0", "safety_gain_nats_per_token": 0.5, "task_cost_nats_per_token": 0.01}],
+    "kinds": [{"name": "attention", "safety_gain_nats_per_token": 0.5, "task_cost_nats_per_token": 0.01}],
     "safety": {"leading_eigenvectors": 16, "inside_share": 0.01, "inside_share_random": 0.001},
     "rows": {"removed": 1, "scored": 40, "threshold_nats_per_token": 1e-4, "most_harmful": [ROW]},
     "warnings": [{"code": "W_NO_TASK_ROWS", "message": "none"}]}
@@ -71,7 +73,9 @@ def test_what_is_printed_fits_80_columns_and_no_text_of_a_row_is_obeyed(
     assert captured.out.startswith("1 of 40 rows cost safety above 0.0001 nats per token\n")
     assert all(len(line) <= 80 for line in captured.out.splitlines())
     assert "0.00025" in captured.out and "[bold]" in captured.out and "\x1b" not in captured.out
-    assert "q_proj" in captured.out and "██" in captured.out
+    assert "q_proj" in captured.out and "██████ 0.5" in captured.out
+    assert "attention" in captured.out and "1% inside the task's 16 leading directions" in captured.out
+    assert "99% outside" in captured.out
     assert captured.err == "warning: W_NO_TASK_ROWS none\n"
     assert run(["score", "b", "t", "-q"]) == 0
     assert capsys.readouterr().out == "1 of 40 rows cost safety above 0.0001 nats per token\n"

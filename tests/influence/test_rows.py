@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +21,8 @@ from saferestore.core.influence.rows import (
 )
 from saferestore.core.params import Params, scale
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from .. import dense
 from ..cases import FAMILIES, live_model, ragged_batches, vector_like
@@ -100,3 +104,35 @@ def test_a_query_of_zero_gives_zero():
 def test_the_norms_of_gradients_are_those_of_one_backward_a_row():
     live, batches, _ = _case()
     torch.testing.assert_close(gradient_norms(live, batches), _gradients(live, batches).norm(dim=1))
+
+
+class _Peak(TorchDispatchMode):
+    """Counts the bytes of tensors made inside, and the most that were alive at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = 0
+
+    def _free(self, size: int) -> None:
+        self.now -= size
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for t in tree_leaves(out):
+            if isinstance(t, Tensor):
+                size = t.numel() * t.element_size()
+                self.now, self.most = self.now + size, max(self.most, self.now + size)
+                weakref.finalize(t, self._free, size)
+        return out
+
+
+def test_memory_does_not_grow_with_the_number_of_rows_but_for_some_numbers_a_token():
+    live, batches, u = _case()
+    most = []
+    for times in (1, 4):
+        with _Peak() as peak:
+            by_difference(live, batches * times, u, 1e-4)
+        most.append(peak.most)
+    gradient = sum(leaf.numel() * leaf.element_size() for leaf in live.leaves.values())
+    bound = 40 * 3 * sum(batch.answer_tokens for batch in batches)
+    assert most[1] - most[0] < bound < 3 * ROWS * gradient / 10

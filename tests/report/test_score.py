@@ -10,16 +10,20 @@ from typing import Any
 import pytest
 import torch
 from saferestore.core.config import ScoreConfig
+from saferestore.core.data.chat import ChatFormat
+from saferestore.core.data.readers import read_records
 from saferestore.core.errors import NumericalError, UsageError
 from saferestore.core.evaluation import scoring
 from saferestore.core.evaluation.scoring import ScoredRows
+from saferestore.core.evaluation.training_rows import training_rows
 from saferestore.core.influence.queries import Query
 from saferestore.core.influence.rows import Derivative
 from saferestore.core.pipeline import score
+from saferestore.core.report.rows import number_text
 from saferestore.core.report.score import _learnt, rank
-from saferestore.core.report.score_files import heat_strip, shade
+from saferestore.core.report.score_files import heat_strip, shade, write_clean
 from saferestore.core.report.score_schema import validate
-from talk import COMPLIANCE, refuses, save_pair, script
+from talk import COMPLIANCE, TEMPLATE, byte_tokenizer, refuses, save_pair, script
 
 Json = dict[str, Any]
 TRAIN = [{"prompt": f"question {n}", "answer": f"answer {n} " + "x" * (n % 4)} for n in range(11)]
@@ -94,6 +98,9 @@ def test_the_page_has_every_module_and_no_script(ran: tuple[Json, Path]) -> None
     found, out = ran
     page = (out / "report.html").read_text()
     assert all(module["module"] in page for module in found["modules"]) and "<script" not in page
+    for part in (*found["layers"], *found["kinds"]):
+        assert number_text(part["safety_gain_nats_per_token"], 2 if part["name"].isdigit() else 3) in page
+    assert ">attention<" in page and ">mlp<" in page
 
 
 def test_the_same_seed_gives_the_same_bytes_and_texts_are_masked_unless_asked_for(files: Path, tmp_path: Path) -> None:
@@ -167,12 +174,12 @@ def test_rows_whose_loss_is_not_finite_are_left_out_of_curvature_and_of_the_comp
         sums[1] = float("inf")
         return sums, tokens
 
-    def diagonal(inputs: Any) -> Query:
+    def query(inputs: Any) -> Query:
         seen.append(sum(len(batch.rows) for batch in inputs.training.batches))
         return Query(inputs.gradient, 1.0)
 
     monkeypatch.setattr(scoring, "row_losses", broken)
-    monkeypatch.setitem(scoring.QUERIES, "diagonal", diagonal)
+    monkeypatch.setitem(scoring.QUERIES, ScoreConfig("-", "-").way, query)
     found = _score(files, curvature_rows=6)
     assert seen == [5] and 0 < found["rows"]["tuned_loss_nats_per_token"] < float("inf")
 
@@ -216,6 +223,39 @@ def test_a_clean_file_that_could_not_be_written_is_refused_before_any_work(files
     for what, (clean, changes) in cases.items():
         with pytest.raises(UsageError, match=what):
             _score(files, None, clean, **changes)
+
+
+def _clean(clean: Path, spec: str) -> None:
+    """The clean file without the rows 0 and 2, from scores made up."""
+    training = training_rows(read_records(spec), ChatFormat(byte_tokenizer(), TEMPLATE), 100)
+    scored = ScoredRows(Query({}, None), Derivative(None, 0.0), {0: 2.0, 1: 0.5, 2: 1.0}, {}, 1.0, 2.0)
+    write_clean(clean, spec, training, scored, rank(scored, "2"))
+
+
+def test_a_clean_file_of_a_data_set_of_the_hub_holds_its_other_rows(monkeypatch: pytest.MonkeyPatch,
+                                                                   tmp_path: Path) -> None:
+    monkeypatch.setattr("saferestore.core.data.hub.rows_of", lambda *_, **__: iter(TRAIN[:3]))
+    _clean(tmp_path / "clean", "some/rows[train]@v1")
+    assert [json.loads(line) for line in (tmp_path / "clean").read_text().splitlines()] == [TRAIN[1]]
+    assert len((tmp_path / "clean.removed.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_byte_order_mark_stays(tmp_path: Path) -> None:
+    path, lines = tmp_path / "train.jsonl", [json.dumps(row) + "\r\n" for row in TRAIN[:3]]
+    path.write_bytes("".join(lines).encode("utf-8-sig"))
+    _clean(tmp_path / "clean", str(path))
+    assert (tmp_path / "clean").read_bytes() == lines[1].encode("utf-8-sig")
+
+
+def test_a_training_file_that_changed_while_it_was_scored_is_not_cleaned(tmp_path: Path) -> None:
+    path = tmp_path / "train.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in TRAIN[:3]))
+    training = training_rows(read_records(str(path)), ChatFormat(byte_tokenizer(), TEMPLATE), 100)
+    path.write_text(path.read_text() + "\n")
+    scored = ScoredRows(Query({}, None), Derivative(None, 0.0), {0: 2.0, 1: 0.5}, {}, 1.0, 2.0)
+    with pytest.raises(UsageError, match="changed while it was scored"):
+        write_clean(tmp_path / "clean", str(path), training, scored, rank(scored, "1"))
+    assert not (tmp_path / "clean").exists()
 
 
 def test_a_broken_document_is_not_written(ran: tuple[Json, Path]) -> None:
