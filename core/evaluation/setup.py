@@ -11,6 +11,7 @@ from typing import Any
 
 from ..checkpoint.adapter import is_adapter
 from ..checkpoint.loading import Placement, load_tokenizer, place, read_model_config
+from ..checkpoint.quiet import quiet
 from ..checkpoint.reference import RECORDED, locate, parse_reference
 from ..checkpoint.systems import System, check_one_tokenizer, find_system, recorded_base
 from ..config import EvalConfig, Progress
@@ -101,7 +102,8 @@ def set_up(config: EvalConfig, rules: tuple[Rule, ...], *, has_baseline: bool, r
     setting = _setting(config, systems[-1])
     placement = place(config.dtype, config.device, config.device_map, config.max_memory, config.load_in,
                       systems[-1].stored_dtype)
-    plan = plan_questions(sets, attacks, shots, setting)
+    with quiet():  # transformers warns of long prompts, which `W_TOO_LONG` counts
+        plan = plan_questions(sets, attacks, shots, setting)
     return Setup(systems, sets, (), attacks, judges, shots, tasks, rules, known, setting, plan, placement)
 
 
