@@ -11,14 +11,16 @@ from typing import Any
 import torch
 
 from ..checkpoint.pair import open_pair
-from ..checkpoint.session import Session, open_session
+from ..checkpoint.session import LiveModel, Session, open_session
 from ..config import Progress, ScoreConfig, no_progress
 from ..data.readers import read_records
 from ..data.selection import select
+from ..errors import UsageError
 from ..evaluation.preparation import Prepared
 from ..evaluation.scoring import prepare_score, score_examiner, score_modules, score_rows
 from ..evaluation.systems import Examiner
 from ..evaluation.training_rows import TrainingRows, training_rows
+from ..influence.queries import factor_bytes
 from .clock import Clock
 from .journal import Journal, journal_folder
 from .score import rank, row_summary, row_warnings, score_document, score_lines
@@ -58,6 +60,8 @@ def score(config: ScoreConfig, out: Path | None = None, *, clean: Path | None = 
                                max_memory=config.max_memory, load_in=config.load_in, seed=config.seed)
         examiner = score_examiner(session, config, progress)
         training = training_rows(result, examiner.chat, examiner.context) if result is not None else None
+        if training is not None:
+            check_room(session.adapter(), config.way)
     with clock.stage("prepare"):
         prepared = prepare_score(session, examiner, selection, config)
     with clock.stage("modules"):
@@ -72,6 +76,35 @@ def score(config: ScoreConfig, out: Path | None = None, *, clean: Path | None = 
             write_score(folder, found, rows.lines)
     rows.finish(clean)
     return found
+
+
+def check_room(live: LiveModel, way: str, free_bytes: int | None = None) -> None:
+    """Refuse `ekfac` where its factors do not fit the memory of the adapter's device.
+
+    Args:
+        live: The model.
+        way: A row of `QUERIES`; the others need no more than gradients.
+        free_bytes: Memory free; None asks the device, and where it cannot tell nothing is refused.
+
+    Raises:
+        UsageError: They do not fit.
+    """
+    needed = factor_bytes(live.leaves) if way == "ekfac" else 0
+    free = _free_bytes(live.device) if free_bytes is None else free_bytes
+    if free is not None and needed > free:
+        raise UsageError(f"its factors take {needed / 1e9:.3g} GB, {free / 1e9:.3g} GB are free - --way ekfac",
+                         hint="add --way diagonal")
+
+
+def _free_bytes(device: torch.device) -> int | None:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        # Pages that hold cached files are free, too: what the kernel counts as available.
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
 
 
 @dataclass(frozen=True)
@@ -112,7 +145,7 @@ def _rows(session: Session, prepared: Prepared, training: TrainingRows | None, c
 
     def finish(clean: Path | None) -> None:
         if clean is not None:
-            write_clean(clean, str(config.train), training, scored, ranked)
+            write_clean(clean, str(config.train), training, scored, ranked, offline=config.offline)
         journal.remove()
 
     return _Rows(summary, lines, row_warnings(training, scored, summary), finish)

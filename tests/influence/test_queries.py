@@ -6,7 +6,13 @@ from functools import cache
 
 import torch
 from saferestore.core.checkpoint.session import LiveModel
-from saferestore.core.influence.queries import QUERIES, QueryInputs, row_losses_gradients
+from saferestore.core.curvature.kfac import kronecker_factors
+from saferestore.core.influence.queries import (
+    QUERIES,
+    QueryInputs,
+    factor_bytes,
+    row_losses_gradients,
+)
 from saferestore.core.influence.rows import by_forward_mode, row_sums
 from saferestore.core.losses import cross_entropy
 from saferestore.core.params import Params
@@ -54,6 +60,12 @@ def test_datainf_is_the_mean_of_the_inverses_a_parameter():
         each = [dense.damped_solve(torch.outer(row, row), damping, v.reshape(-1)) for row in g]
         assert dense.relative_error(u[name].reshape(-1), torch.stack(each).mean(0)) < 1e-8
         at += v.numel()
+
+
+def test_the_bytes_of_kronecker_factors_are_those_that_are_made():
+    live = _inputs().live
+    factors = kronecker_factors(live, [_inputs().training], seed=0)
+    assert factor_bytes(live.leaves) == sum(t.numel() * t.element_size() for pair in factors.values() for t in pair)
 
 
 def test_every_way_states_what_it_inverted():

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from saferestore.core.checkpoint.pair import open_pair
+from saferestore.core.checkpoint.session import open_session
 from saferestore.core.config import ScoreConfig
 from saferestore.core.data.chat import ChatFormat
 from saferestore.core.data.readers import read_records
@@ -16,12 +18,13 @@ from saferestore.core.errors import NumericalError, UsageError
 from saferestore.core.evaluation import scoring
 from saferestore.core.evaluation.scoring import ScoredRows
 from saferestore.core.evaluation.training_rows import training_rows
-from saferestore.core.influence.queries import Query
+from saferestore.core.influence.queries import Query, factor_bytes
 from saferestore.core.influence.rows import Derivative
 from saferestore.core.pipeline import score
 from saferestore.core.report.rows import number_text
 from saferestore.core.report.score import _learnt, rank
 from saferestore.core.report.score_files import heat_strip, shade, write_clean
+from saferestore.core.report.score_run import check_room
 from saferestore.core.report.score_schema import validate
 from talk import COMPLIANCE, TEMPLATE, byte_tokenizer, refuses, save_pair, script
 
@@ -256,6 +259,16 @@ def test_a_training_file_that_changed_while_it_was_scored_is_not_cleaned(tmp_pat
     with pytest.raises(UsageError, match="changed while it was scored"):
         write_clean(tmp_path / "clean", str(path), training, scored, rank(scored, "1"))
     assert not (tmp_path / "clean").exists()
+
+
+def test_ekfac_is_refused_where_its_factors_do_not_fit_and_no_other_way_is(files: Path) -> None:
+    live = open_session(open_pair(str(files / "base"), str(files / "tuned"))).adapter()
+    needed = factor_bytes(live.leaves)
+    check_room(live, "ekfac")
+    check_room(live, "ekfac", needed)
+    check_room(live, "diagonal", 0)
+    with pytest.raises(UsageError, match="--way ekfac"):
+        check_room(live, "ekfac", needed - 1)
 
 
 def test_a_broken_document_is_not_written(ran: tuple[Json, Path]) -> None:
