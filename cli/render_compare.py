@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from rich.console import RenderableType
@@ -30,7 +31,7 @@ def print_comparison(found: dict[str, Any], out: Path | None, *, brief: bool = F
 
 def _parts(found: dict[str, Any], out: Path | None) -> Iterator[RenderableType]:
     for sentence in found["sentences"][1:]:
-        yield text_of(f" {sentence}")
+        yield text_of(fill(sentence, 79, initial_indent=" - ", subsequent_indent="   "))
     yield ""
     yield _losses(found)
     yield ""
@@ -57,11 +58,12 @@ def _losses(found: dict[str, Any]) -> RenderableType:
 
 
 def _similarity(found: dict[str, Any]) -> RenderableType:
-    names = compare_rows.against(found)
-    table = table_of(["alike to the base", "", *names[:2]])
+    table, group = table_of(["alike to the base", *compare_rows.against(found)[:2]]), None
     for name, label, cells in compare_rows.similarity(found, every=False):
-        table.add_row(name, Text(label.partition(",")[0], no_wrap=True), *(Text(cell, no_wrap=True)
-                                                                           for cell in cells[:2]))
+        if name != group:
+            table.add_row(text_of(f"{name} rows", "bold"))
+        group, measure = name, f" {label.partition(',')[0]}"
+        table.add_row(*(Text(cell, no_wrap=True) for cell in (measure, *cells[:2])))
     return table
 
 

@@ -105,8 +105,14 @@ def sentences(findings: Sequence[Finding], pair: Mapping[str, Alike], control: M
     for finding in findings:
         name = finding.measure
         found.append(f"{LABELS[name]}: {_number(pair[name])} with the tuned model, {_number(control[name])} with a "
-                     f"{unrelated} one: {WORDS[finding.outcome]}")
+                     f"{unrelated} one{_ceiling(finding)}: {WORDS[finding.outcome]}")
     return [*found, _against_task(pair, task)]
+
+
+def _ceiling(finding: Finding) -> str:
+    """What the base has with itself, where that is below 1."""
+    most = finding.threshold / HALF
+    return "" if most >= 1 else f", {most:.2f} of the base with itself"
 
 
 def _number(found: Alike) -> str:

@@ -24,6 +24,7 @@ def landscapes(found: Json) -> Figure:
         for column, (system, each) in enumerate(systems.items()):
             contour(panels[row][column], axes, each["losses_nats_per_token"][name])
             panels[row][column].set_title(f"{name} rows, {system}")
+    figure.supxlabel("steps along two random directions, in norms of the base's weights", fontsize=8)
     return figure
 
 
@@ -37,6 +38,7 @@ def interpolation(found: Json) -> Figure:
         panel.axvline(x, color="grey", linewidth=0.5)
         panel.annotate(label, (x, 1.01), xycoords=("data", "axes fraction"), ha="center")
     panel.set_yscale("symlog", linthresh=0.1)
+    panel.set_ylim(bottom=0)
     panel.set(xlabel="from base (0) to tuned (1)", ylabel="nats per answer token")
     return figure
 
@@ -87,6 +89,8 @@ def shares(found: Json) -> Figure:
             first = [row for row in rows if row["gradient"] == rows[0]["gradient"]]
             panel.plot([r["k"] for r in first], [r["random"] for r in first], color="grey", label="random vector")
             panel.set(xscale="log", yscale="log")
+            panel.set_xticks([r["k"] for r in first], [str(r["k"]) for r in first])
+            panel.minorticks_off()
             panel.legend(frameon=False, fontsize=6)
         panel.set_title(f"at the {system} model")
         panel.set(xlabel="dimensions", ylabel="share of energy")

@@ -23,6 +23,7 @@ def surfaces(found: Json) -> Figure:
     for panel, (name, heights) in zip(panels, surface["losses_nats_per_token"].items(), strict=True):
         contour(panel, surface["axes"], heights)
         panel.set_title(f"{name} rows")
+    figure.supxlabel("steps along two random directions, in norms of the weights", fontsize=8)
     return figure
 
 

@@ -14,6 +14,7 @@ from saferestore.cli.app import run
 from saferestore.cli.render_compare import sparkline
 from saferestore.core.config import CompareConfig
 from saferestore.core.errors import MismatchError, UsageError
+from saferestore.core.geometry.verdict import HEADLINE
 
 SURFACE = {"losses_nats_per_token": {"harmful": [1.0, None, 2.0]}, "gaps": {"harmful": 1}}
 FOUND: dict[str, Any] = {
@@ -75,6 +76,22 @@ def test_what_is_printed_fits_80_columns_and_begins_with_the_verdict(
     assert captured.err == "warning: W_NO_TASK_ROWS none\n"
     assert run(["compare", "b", "t", "-q"]) == 0
     assert capsys.readouterr().out == "the geometry of the harmful loss is preserved\n"
+
+
+def test_wide_numbers_cut_no_measure_s_name(called: list[tuple[CompareConfig, Path | None]],
+                                            monkeypatch: pytest.MonkeyPatch,
+                                            capsys: pytest.CaptureFixture[str]) -> None:
+    wide = {"value": -0.0005, "ci_low": -0.0003, "ci_high": 0.0013}
+    monkeypatch.setitem(FOUND, "similarity", [{"against": who, "set": "harmful", "measure": measure, **wide}
+                                              for who in ("tuned", "reinitialised") for measure in HEADLINE])
+    monkeypatch.setitem(FOUND, "sentences", ["verdict", "a long sentence of many words, " * 4])
+    assert run(["compare", "b", "t"]) == 0
+    shown = capsys.readouterr().out
+    for text in (" harmful rows", "  surfaces ", "  loss changes ", "  losses of rows ", "  leading curvature ",
+                 "-0.0005 (-0.0003 to 0.0013)"):
+        assert text in shown
+    assert "\u2026" not in shown and max(map(len, shown.splitlines())) <= 80
+    assert [line[:3] for line in shown.splitlines()[1:4]] == [" - ", "   ", ""]
 
 
 def test_json_is_exactly_the_document(called: list[tuple[CompareConfig, Path | None]],

@@ -59,3 +59,10 @@ def test_the_verdict_is_told_in_plain_words_with_both_numbers() -> None:
     assert told[0] == f"the geometry of the harmful loss is {WORDS['preserved']}"
     assert "0.90 (" in told[1] and "0.10 (" in told[1] and "shuffled" in told[1]
     assert told[-1] == "harmful rows are more alike than task rows by 3 of 4 measures, less by 0, undecided by 1"
+
+
+def test_what_the_base_has_with_itself_is_told_where_it_is_below_one() -> None:
+    value, space = alike(0.2, seed=1), "eigenspace_overlap"
+    told = sentences([find(space, value, value, 0.4)], dict.fromkeys(HEADLINE, value), {space: value},
+                     dict.fromkeys(HEADLINE, value), "shuffled")
+    assert "with a shuffled one, 0.40 of the base with itself: not distinguishable from the control" in told[1]
