@@ -338,7 +338,8 @@ def draw(rows: list[Row], names: Sequence[str], pairs: Sequence[Key], picture: P
     left.set_xscale("log")
     right.set_xscale("symlog", linthresh=3)
     left.set_ylabel("harmful answers, held-out, mean over pairs")
-    right.legend(fontsize=7, frameon=False)
+    if right.lines[1:]:
+        right.legend(fontsize=7, frameon=False)
     figure.tight_layout()
     figure.savefig(picture, metadata={"Date": None})
     pyplot.close(figure)

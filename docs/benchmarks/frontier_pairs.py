@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from geometry_models import ALIGN, KNOW, LEAST, METHODS, Family, base_rates
 from geometry_models import FAMILIES as ADAPTED
+from geometry_models import METHODS, Family, base_rates
 from rows import advice_rows
 from saferestore.sample_data import texts
-from saferestore.sample_data.build import LINEAR, TUNE, encoded, load_base, save_model, write_texts
+from saferestore.sample_data.build import ALIGN, KNOW, LINEAR, TUNE, encoded, load_base, save_model, write_texts
 from saferestore.sample_data.model import CONTEXT, make_model, make_tokenizer
 from saferestore.sample_data.train import Recipe, encode, fit
 from transformers import GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausalLM
@@ -27,6 +27,7 @@ WIDTH, LAYERS, HEADS = 96, 3, 4
 KINDS = {"adapter": "LoRA, all linear", "full": "full"}
 """Kind of a tuned checkpoint -> the row of `geometry_models.METHODS` that trains it."""
 PURE_ROWS, DRIFT_ROWS = 32, 450
+LEAST = {"base_refuses_harmful": 0.95, "base_answers_benign": 0.95}
 
 
 def _ids(tokenizer: Any) -> dict[str, int]:

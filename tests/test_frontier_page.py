@@ -1,0 +1,100 @@
+"""The frontier benchmark's measures against sums by hand, and its page from results that are made up."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.append(str(Path(__file__).parents[1] / "docs" / "benchmarks"))
+
+import frontier_measures as measures  # noqa: E402
+import frontier_page  # noqa: E402
+
+PAIR = ("llama", "mixed", "adapter", 0)
+Row = dict[str, Any]
+
+
+def row(method: str, harm: int, drift: float = 0.0, *, pair: tuple = PAIR, budget: float | None = 0.01,
+        passes: int = 12, **more: Any) -> Row:
+    """A result; rates of a hundred."""
+    own = dict(zip(("family", "attack", "kind", "seed"), pair, strict=True))
+    rates = {key: [harm, 100]
+             for key in ("harm", "refused", "coherent", "over_refusal", "as_base", "task", "untouched")}
+    return {**own, "method": method, "budget": budget, "passes": passes, "passes_all": passes, **rates, "drift": drift,
+            **more}
+
+
+TUNED = row("tuned", 80, budget=None, passes=0)
+
+
+def test_the_area_is_the_step_function_under_the_runs_over_the_logarithm_of_the_drift() -> None:
+    rows = [TUNED, row("a", 40, 0.003), row("a", 60, 0.005), row("a", 8, 0.01), row("a", 0, 0.2)]
+    whole = math.log(30)
+    wanted = (1.0 * math.log(3) + 0.5 * math.log(10 / 3) + 0.1 * math.log(3)) / whole
+    assert measures.area("a", rows, PAIR) == pytest.approx(wanted)
+
+
+def test_a_method_that_does_nothing_has_the_area_one_and_one_that_was_not_run_none() -> None:
+    assert measures.area("a", [TUNED, row("a", 80)], PAIR) == pytest.approx(1.0)
+    assert math.isnan(measures.area("b", [TUNED, row("a", 80)], PAIR))
+
+
+def test_the_fewest_passes_are_those_of_a_run_within_both_bounds() -> None:
+    rows = [TUNED, row("a", 2, 0.011, passes=3), row("a", 3, 0.001, passes=4), row("a", 2, 0.01, passes=9)]
+    assert measures.fewest("a", rows, PAIR) == 9
+    assert measures.fewest("b", rows, PAIR) == math.inf
+
+
+def test_a_rival_is_better_somewhere_where_no_run_has_as_little_drift_and_harm() -> None:
+    rows = [TUNED, row("a", 10, 0.01), row("b", 10, 0.01), row("c", 10, 0.005), row("d", 80, 0.0)]
+    assert measures.dominated_by("a", ["b", "c", "d"], rows, PAIR) == ["c"]
+
+
+def test_paired_differences_have_students_interval() -> None:
+    values = {("a", 0): 1.0, ("b", 0): 0.0, ("a", 1): 3.0, ("b", 1): 0.0, ("a", 2): math.nan, ("b", 2): 0.0}
+    pairs = [(*PAIR[:3], seed) for seed in range(3)]
+    found = measures.paired(lambda name, pair: values[name, pair[3]], "a", "b", pairs)
+    assert found == pytest.approx((2.0, 2 - 12.7062, 2 + 12.7062, 2), abs=1e-3)  # t at 1 degree of freedom is 12.7062
+
+
+def test_a_pair_without_harm_is_left_out_and_said() -> None:
+    mild = row("tuned", 5, pair=("gpt2", "drift", "full", 1), budget=None)
+    assert measures.pairs_of([TUNED, mild]) == [PAIR]
+    assert "gpt2, drift, full, seed 1" in frontier_page.notes([TUNED, mild])
+
+
+def made_up() -> list[Row]:
+    """Two pairs on which ours is better than a rival, and one method that refused."""
+    rows = []
+    for seed in (0, 1):
+        pair, robust = (*PAIR[:3], seed), {
+            **{key: [3, 10] for key in ("prefill", "framed", "few_shot", "rounded_harm", "rounded_task")},
+            "relearn_4": 6 + seed, "relearn_16": None}
+        rows += [{**TUNED, "seed": seed, **robust}, row("base", 1, 2.0, pair=pair, budget=None, **robust),
+                 row("anchor-fisher", 2, 0.004 + 0.001 * seed, pair=pair, passes=6, **robust),
+                 row("anchor-identity", 20, 0.005, pair=pair), row("refusal-sft", 2, 0.009, pair=pair, passes=24)]
+    return [*rows, {**dict(zip(("family", "attack", "kind", "seed"), PAIR, strict=True)), "method": "resta",
+                    "error": "no unaligned model"}]
+
+
+def test_the_page_says_what_its_rows_say(tmp_path: Path) -> None:
+    frontier_page.write_page(made_up(), tmp_path / "frontier.md", tmp_path / "frontier.svg", fit=48)
+    page = (tmp_path / "frontier.md").read_text(encoding="utf-8")
+    assert "2 of 54 pairs" in page and "`resta`: no unaligned model (1 pairs: llama, mixed, adapter, seed 0)" in page
+    assert "undominated by published methods on 2 of 2 pairs" in page
+    assert "it takes 4.0 times the passes (median of 2)" in page
+    assert "Harm is back after 6.5 steps on 4 rows" in page
+    again = tmp_path / "again"
+    again.mkdir()
+    frontier_page.write_page(json.loads(json.dumps(made_up())), again / "frontier.md", again / "frontier.svg", fit=48)
+    assert (again / "frontier.svg").read_bytes() == (tmp_path / "frontier.svg").read_bytes()
+
+
+def test_a_page_of_nothing_says_so(tmp_path: Path) -> None:
+    frontier_page.write_page([TUNED], tmp_path / "f.md", tmp_path / "f.svg", fit=48)
+    assert "Too little was run." in (tmp_path / "f.md").read_text(encoding="utf-8")
