@@ -13,7 +13,7 @@ from rich.text import Text
 from ..core.report import rows
 from ..core.report.heat import heat_strip
 from ..core.report.probe_figures import NAMES
-from ..core.report.probe_files import interval, percent_interval
+from ..core.report.probe_files import percent_interval
 from .render import console_of, table_of, text_of
 from .render_compare import heat_lines, sparkline
 
@@ -114,17 +114,22 @@ def _ends(matrices: list[Json]) -> RenderableType:
         ends = (_error(row[key][0]["value"], row[key][0]["error_at_most"]) if row[key] else "-"
                 for key in ("largest", "smallest"))
         table.add_row(text_of(_name(row)), *ends, _error(row["trace"]["value"], row["trace"]["bound_95"]),
-                      f"{row['lanczos_products']} + {row['trace']['products']}")
+                      str(row["products"]))
     return table
 
 
 def _densities(matrices: list[Json]) -> RenderableType:
-    table = table_of(["density", "mean eigenvalue", "negative mass", "products"])
+    table = table_of(["density", "mean eigenvalue", "negative mass"])
     for row in matrices:
-        density = row["density"]
-        table.add_row(text_of(_name(row)), interval(density["mean_eigenvalue"]),
-                      percent_interval(row["negative_mass"]), str(density["products"]))
+        table.add_row(text_of(_name(row)), _interval(row["density"]["mean_eigenvalue"]),
+                      percent_interval(row["negative_mass"]))
     return table
+
+
+def _interval(row: Json) -> str:
+    """A number with its interval, two digits each: three would not fit beside the others."""
+    ends = "" if row["ci_low"] is None else f" ({row['ci_low']:.2g} to {row['ci_high']:.2g})"
+    return f"{row['value']:.2g}{ends}"
 
 
 def _error(value: float, error: float) -> str:

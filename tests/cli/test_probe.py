@@ -62,11 +62,21 @@ def test_the_terminal_shows_what_it_is_who_serves_it_losses_lines_and_curvature(
     assert run(["probe", "m"]) == 0
     shown = capsys.readouterr().out
     for text in ("tuned: LoRA rank 8 on LlamaForCausalLM", "1,000 parameters in 2 layers", "in 2 modules", "refuses",
-                 "0.4 to 0.6", "1 gaps", "Gauss-Newton", "2 ± 1e-09", "-0.5 ± 0.01", "3 ± 0.5", "10 + 6",
+                 "0.4 to 0.6", "1 gaps", "Gauss-Newton", "2 ± 1e-09", "-0.5 ± 0.01", "3 ± 0.5 30",
                  "0.25 (0.2 to 0.3)", "25% (20 to 30)", "100 coordinates of the adapter",
                  "leading curvature of harmful Hessian by layer and module", "0 ██████"):
         assert text in " ".join(shown.split())
     assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_long_numbers_are_not_cut(seen: Seen, capsys: pytest.CaptureFixture[str]) -> None:
+    for row in seen.found["curvature"]["matrices"]:
+        row["density"]["mean_eigenvalue"] = {"value": -0.000226, "ci_low": -7.43e-05, "ci_high": 0.000388}
+        row["negative_mass"] = {"value": 0.4723, "ci_low": 0.4523, "ci_high": 0.4923}
+    assert run(["probe", "m"]) == 0
+    shown = capsys.readouterr().out
+    assert "harmful Gauss-Newton  -0.00023 (-7.4e-05 to 0.00039)  47.2% (45.2 to 49.2)" in shown
+    assert "\u2026" not in shown and max(map(len, shown.splitlines())) <= 80
 
 
 def test_an_adapter_that_cannot_be_measured_is_described(seen: Seen, capsys: pytest.CaptureFixture[str]) -> None:
