@@ -32,6 +32,7 @@ class Basis:
     def __init__(self, like: Params, capacity: int) -> None:
         self._shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in like.items()}
         self._rows = {name: tensor.new_zeros(capacity, tensor.numel()) for name, tensor in like.items()}
+        self.eps = max(torch.finfo(tensor.dtype).eps for tensor in like.values())
         self.size = 0
 
     def append(self, v: Params) -> None:
@@ -124,7 +125,7 @@ class Eigenpair:
 
     Attributes:
         value: The Ritz value.
-        error: Its residual: an eigenvalue lies within this distance.
+        error: Its residual, or where that is less a rounding of the largest: an eigenvalue lies within this distance.
         weight: The Ritz vector's coefficients in the basis, [m].
     """
 
@@ -156,7 +157,8 @@ class Spectrum:
 def ends(iteration: Tridiagonal, count: int) -> Spectrum:
     """Return the `count` largest and smallest Ritz pairs of an iteration, each pair once."""
     values, vectors = iteration.ritz
-    pairs = [Eigenpair(float(value), iteration.last * abs(float(vectors[-1, i])), vectors[:, i].copy())
+    rounding = iteration.basis.eps * float(np.abs(values).max())
+    pairs = [Eigenpair(float(value), max(iteration.last * abs(float(vectors[-1, i])), rounding), vectors[:, i].copy())
              for i, value in enumerate(values)]
     upper = min(count, (len(pairs) + 1) // 2)
     return Spectrum(tuple(reversed(pairs[len(pairs) - upper:])), tuple(pairs[:min(count, len(pairs) - upper)]),

@@ -98,3 +98,9 @@ def test_an_avoided_vector_is_out_of_the_iteration() -> None:
     rest = ends(lanczos(multiply, gaussian(given.shapes(80), 2), 79, avoid=known), 1)
     assert rest.largest[0].value == pytest.approx(7)
     assert abs(dot(rest.vector(rest.largest[0]), full.vector(full.largest[0]))) < 1e-6
+
+
+def test_no_error_is_stated_below_a_rounding_of_the_largest() -> None:
+    values = torch.cat([torch.tensor([50.0]), torch.linspace(0, 1, 39)])
+    found = ends(lanczos(given.products(given.symmetric(values)), gaussian(given.shapes(40, torch.float32), 1), 40), 1)
+    assert found.largest[0].error >= 50 * torch.finfo(torch.float32).eps * 0.99
