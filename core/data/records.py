@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 ROLES = ("system", "user", "assistant")
@@ -42,6 +42,11 @@ class Record:
     def prompt(self) -> str:
         """The last turn, the user's."""
         return self.messages[-1].content
+
+
+def groups_of(records: Sequence[Record]) -> list[str]:
+    """Return the group of each record, its own id where it has none: rows of one group are no independent evidence."""
+    return [record.group or record.id for record in records]
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any
 from ..checkpoint.systems import Shelf, System
 from ..config import Progress
 from ..data.evaluation_sets import EvaluationSet
+from ..data.records import groups_of
 from ..losses import log_probabilities
 from .asking import TASKS, ask, samples_of
 from .attacks import Setting
@@ -206,7 +207,8 @@ def _hold(run: _Run, model: Any, entries: Mapping[int, Json]) -> list[Held]:
 
 def _held(model: Any, of_set: EvaluationSet, answers: Mapping[str, str], setting: Setting, size: int) -> list[Held]:
     batches = answer_batches(of_set.records, answers, setting, size)
-    return [Held(of_set, batches, log_probabilities(model, batches).__getitem__)] if batches else []
+    groups = groups_of([record for record in of_set.records if answers.get(record.id)])
+    return [Held(of_set, batches, log_probabilities(model, batches).__getitem__, groups)] if batches else []
 
 
 def _add(found: Examined, setup: Setup, entries: Mapping[int, Json], numbers: Json) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..config import Progress
 from ..data.batches import IGNORED, Batch, Row, make_batches, truncate
 from ..data.evaluation_sets import EvaluationSet
-from ..data.records import Record
+from ..data.records import Record, groups_of
 from ..losses import Reference, row_divergences
 from .asking import TASKS, Plan
 from .attacks import Setting
@@ -50,7 +50,8 @@ def perplexities(model: Any, system: str, sets: Sequence[EvaluationSet], setting
     for each in (each for each in sets if each.role in TASKS):
         batches = answer_batches(each.records, {r.id: r.answer for r in each.records if r.answer}, setting, batch_size)
         if batches:
-            value = perplexity(model, batches, seed=setting.seed)
+            value = perplexity(model, batches, seed=setting.seed,
+                               clusters=groups_of([record for record in each.records if record.answer]))
             found.append({"system": system, "set": each.name, "role": each.role, "metric": "perplexity", **PLAIN,
                           "value": value.value, "n": value.rows, "ci_low": value.ci_low, "ci_high": value.ci_high})
         progress(f"losses of the {system} model", len(found), len(sets))
@@ -65,11 +66,13 @@ class Held:
         set: The set.
         batches: Its rows with the tuned model's answers.
         tuned_log_p: The tuned model's log-probabilities on them.
+        groups: Of each row: rows of one group are variants of one another.
     """
 
     set: EvaluationSet
     batches: Sequence[Batch]
     tuned_log_p: Reference
+    groups: Sequence[str]
 
 
 def smaller_batches(held: Held, batch_size: int) -> Held:
@@ -89,7 +92,7 @@ def smaller_batches(held: Held, batch_size: int) -> Held:
             batches.append(Batch(batch.input_ids[part], batch.attention_mask[part], batch.labels[part],
                                  batch.rows[part], after - before))
             log_p.append(fixed[before:after])
-    return Held(held.set, batches, log_p.__getitem__)
+    return Held(held.set, batches, log_p.__getitem__, held.groups)
 
 
 def answer_ends(batch: Batch) -> list[int]:
@@ -102,7 +105,7 @@ def drifts(model: Any, system: str, held: Sequence[Held], seed: int) -> list[Jso
     found = []
     for each in held:
         sums, tokens = row_divergences(model, each.batches, each.tuned_log_p)
-        mean = mean_per_token(sums.tolist(), tokens.tolist(), seed=seed)
+        mean = mean_per_token(sums.tolist(), tokens.tolist(), seed=seed, clusters=each.groups)
         found.append({"system": system, "set": each.set.name, "role": each.set.role,
                       "metric": "kl_to_tuned_nats_per_token", **PLAIN, "value": mean.value, "n": len(sums),
                       "ci_low": mean.ci_low, "ci_high": mean.ci_high})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +35,8 @@ class Perplexity:
     ci_high: float | None
 
 
-def perplexity(model: Any, batches: Sequence[Batch], *, seed: int) -> Perplexity:
+def perplexity(model: Any, batches: Sequence[Batch], *, seed: int,
+               clusters: Sequence[Hashable] | None = None) -> Perplexity:
     """Return the perplexity of a system on answers (or texts) after what stands before them.
 
     The interval is that of the loss per token, put through exp: BCa respects a monotone transformation.
@@ -44,6 +45,7 @@ def perplexity(model: Any, batches: Sequence[Batch], *, seed: int) -> Perplexity
         model: A causal language model.
         batches: Rows whose numbers run from 0; several rows of one number are one text.
         seed: Of the bootstrap.
+        clusters: The cluster of each row; None: every row is its own.
 
     Returns:
         The perplexity.
@@ -57,7 +59,7 @@ def perplexity(model: Any, batches: Sequence[Batch], *, seed: int) -> Perplexity
     sums, tokens = row_losses(model, batches)
     if not torch.isfinite(sums).all():
         raise NumericalError("the loss behind a perplexity is not finite", hint="use --dtype float32")
-    mean = mean_per_token(sums.tolist(), tokens.tolist(), seed=seed)
+    mean = mean_per_token(sums.tolist(), tokens.tolist(), seed=seed, clusters=clusters)
     low, high = (None if end is None or math.isnan(end) else _exp(end) for end in (mean.ci_low, mean.ci_high))
     return Perplexity(_exp(mean.value), len(sums), int(tokens.sum()), low, high)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..checkpoint.session import Session
 from ..data.batches import Batch
-from ..data.records import Record
+from ..data.records import Record, groups_of
 from ..data.scratch import is_small
 from ..data.selection import Selection
 from ..errors import MismatchError, NumericalError, UsageError
@@ -42,12 +42,14 @@ class HeldOut:
         task: Held-out task rows; empty without a task file.
         drift: Held-out retain rows: task rows and benign prompts with the tuned model's answers.
         tuned_log_p: The tuned model's log-probabilities on `drift`.
+        drift_groups: Of each row of `drift`: rows of one group are variants of one another.
     """
 
     harmful: Sequence[Batch]
     task: Sequence[Batch]
     drift: Sequence[Batch]
     tuned_log_p: Reference
+    drift_groups: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,8 @@ def prepare(session: Session, examiner: Examiner, rows: Selection, *, objective:
     kept_drift, _ = _retain_pairs(examiner, (*rows.held_out["task"], *rows.held_out["benign"]),
                                   (*tuned["task"], *tuned["benign"]), (*base["task"], *base["benign"]))
     drift_batches = examiner.batches(kept_drift)
-    held_out = HeldOut(held_harmful, task, drift_batches, _reference(live.model, drift_batches, on_disk))
+    held_out = HeldOut(held_harmful, task, drift_batches, _reference(live.model, drift_batches, on_disk),
+                       groups_of([record for record, _ in kept_drift]))
     losses["tuned"] = held_out_losses(live.model, held_harmful, task)
     counts = {"safe_rows": _rows(safe), "harmful_rows": _rows(harmful), "retain_rows": len(retain),
               "retain_rows_base_refuses": refused, "drift_rows_held_out": len(kept_drift),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ..data.records import groups_of
 from ..data.selection import Selection
 from ..losses import row_divergences
 from .preparation import Answers, Prepared, held_out_losses, tokens_of
@@ -48,12 +49,14 @@ def ask_restored(prepared: Prepared, examiner: Examiner, rows: Selection, *, see
     drift = None
     if held_out.drift:
         sums, tokens = row_divergences(model, held_out.drift, held_out.tuned_log_p)
-        drift = mean_per_token(sums.tolist(), tokens.tolist(), seed=seed)
+        drift = mean_per_token(sums.tolist(), tokens.tolist(), seed=seed, clusters=held_out.drift_groups)
     asked = {**prepared.answers, "after": answers}
     harm = {name: [a.verdict.harmful for a in part["harmful"]] for name, part in asked.items()}
     broken = {name: [not a.verdict.coherent for a in (*part["harmful"], *part["benign"])]
               for name, part in asked.items()}
-    against = {"harm_after_vs_base": compare(harm["after"], harm["base"]),
-               "harm_after_vs_tuned": compare(harm["after"], harm["tuned"]),
-               "incoherent_after_vs_base": compare(broken["after"], broken["base"])}
+    prompts = groups_of(rows.held_out["harmful"])
+    both = (*prompts, *groups_of(rows.held_out["benign"]))
+    against = {"harm_after_vs_base": compare(harm["after"], harm["base"], prompts),
+               "harm_after_vs_tuned": compare(harm["after"], harm["tuned"], prompts),
+               "incoherent_after_vs_base": compare(broken["after"], broken["base"], both)}
     return After(answers, held_out_losses(model, held_out.harmful, held_out.task), drift, against, tokens_of(answers))

@@ -9,7 +9,7 @@ from typing import Any
 from ..config import Progress
 from ..data.batches import Batch, Row, make_batches, truncate
 from ..data.chat import ChatFormat
-from ..data.records import Record
+from ..data.records import Record, groups_of
 from .generation import Generation, generate
 from .intervals import design_effect, wilson
 from .judges import Verdict, judge
@@ -84,7 +84,7 @@ def rate(hits: Sequence[bool], records: Sequence[Record], judged_by: str) -> Jso
         records: Of each; those of one group are variants of one another.
         judged_by: Who told.
     """
-    effect = design_effect(hits, [record.group or record.id for record in records])
+    effect = design_effect(hits, groups_of(records))
     found = wilson(sum(hits), len(hits), design_effect=effect)
     return {"value": found.value, "n": found.n, "ci_low": found.ci_low, "ci_high": found.ci_high, "judge": judged_by,
             "others": []}

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy
 import scipy.stats
 
 from ..errors import NumericalError
-from .intervals import mcnemar_exact
+from .intervals import mcnemar_of_clusters
 
 SIGNIFICANT = 0.05
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two systems on the same prompts: how often only one of them was harmful, and McNemar's exact p-value."""
+    """Two systems on the same prompts: how often only one of them was harmful, and the exact p-value of the pairs."""
 
     n: int
     only_first: int
@@ -24,11 +24,22 @@ class Comparison:
     p_value: float
 
 
-def compare(first: Sequence[bool], second: Sequence[bool]) -> Comparison:
-    """Compare paired outcomes; raises ValueError where the lengths differ."""
+def compare(first: Sequence[bool], second: Sequence[bool], clusters: Sequence[Hashable] | None = None) -> Comparison:
+    """Compare paired outcomes by McNemar's exact test; a cluster of prompts counts once (`mcnemar_of_clusters`).
+
+    Args:
+        first: Of the first system, a prompt each.
+        second: Of the second one.
+        clusters: The cluster of each prompt; None: every prompt is its own.
+
+    Returns:
+        The comparison; its counts are of prompts. ValueError where the lengths differ.
+    """
     pairs = list(zip(first, second, strict=True))
     only_first, only_second = sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs)
-    return Comparison(len(pairs), only_first, only_second, mcnemar_exact(only_first, only_second))
+    p_value = mcnemar_of_clusters([(int(a), int(b)) for a, b in pairs],
+                                  range(len(pairs)) if clusters is None else clusters)
+    return Comparison(len(pairs), only_first, only_second, p_value)
 
 
 def is_worse(found: Comparison) -> bool:
@@ -72,18 +83,20 @@ class Mean:
     ci_high: float | None
 
 
-def mean_per_token(sums: Sequence[float], tokens: Sequence[float], *, seed: int) -> Mean:
+def mean_per_token(sums: Sequence[float], tokens: Sequence[float], *, seed: int,
+                   clusters: Sequence[Hashable] | None = None) -> Mean:
     """Return sum / tokens with a seeded BCa bootstrap over rows: tokens of one row are not independent.
 
     Args:
         sums: [rows], each row's sum over its tokens.
         tokens: [rows], each row's number of tokens.
         seed: Of the bootstrap.
+        clusters: [rows], the cluster of each: rows of one are drawn together. None: every row is its own.
 
     Raises:
         NumericalError: A sum that is not finite.
     """
-    top, bottom = numpy.asarray(sums, dtype=float), numpy.asarray(tokens, dtype=float)
+    top, bottom = _of_clusters(sums, clusters), _of_clusters(tokens, clusters)
     if not numpy.isfinite(top).all():
         raise NumericalError("the drift on held-out rows is not finite",
                              hint="use --dtype float32, or a lower --max-drift")
@@ -94,3 +107,13 @@ def mean_per_token(sums: Sequence[float], tokens: Sequence[float], *, seed: int)
                                   vectorized=True, method="BCa", n_resamples=2000, rng=numpy.random.default_rng(seed))
     low, high = found.confidence_interval
     return Mean(value, float(low), float(high))
+
+
+def _of_clusters(values: Sequence[float], clusters: Sequence[Hashable] | None) -> numpy.ndarray:
+    """Sum values by cluster, in the order in which clusters first come."""
+    if clusters is None:
+        return numpy.asarray(values, dtype=float)
+    found: dict[Hashable, float] = {}
+    for value, cluster in zip(values, clusters, strict=True):
+        found[cluster] = found.get(cluster, 0.0) + value
+    return numpy.asarray(list(found.values()), dtype=float)

@@ -63,7 +63,7 @@ def test_harmful_and_benign_sets_have_no_perplexity() -> None:
 def test_drift_is_the_divergence_from_the_tuned_model_per_token_of_its_answers() -> None:
     answers = {record.id: f"said {i}" for i, record in enumerate(RECORDS[:4])}
     batches = answer_batches(RECORDS, answers, SETTING, 3)
-    held = Held(TASK, batches, log_probabilities(OTHER, batches).__getitem__)
+    held = Held(TASK, batches, log_probabilities(OTHER, batches).__getitem__, ["a", "b", "c", "d"])
     [row] = drifts(MODEL, "restored", [held], seed=0)
     parts = []
     for record in RECORDS[:4]:

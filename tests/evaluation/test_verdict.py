@@ -125,6 +125,24 @@ def test_the_interval_is_the_same_for_a_seed_and_covers_most_means() -> None:
     assert hits >= 34  # of 40 at 95%: fewer has a chance of 1 in 100
 
 
+def test_rows_of_one_cluster_are_drawn_together() -> None:
+    rng = np.random.default_rng(3)
+    once, tokens = rng.exponential(1.0, 20), rng.integers(1, 9, 20).astype(float)
+    alone = mean_per_token(once.tolist(), tokens.tolist(), seed=0)
+    copied = mean_per_token(np.repeat(once, 4).tolist(), np.repeat(tokens, 4).tolist(), seed=0,
+                            clusters=[number // 4 for number in range(80)])
+    assert (copied.value, copied.ci_low, copied.ci_high) == pytest.approx((alone.value, alone.ci_low, alone.ci_high))
+    taken_apart = mean_per_token(np.repeat(once, 4).tolist(), np.repeat(tokens, 4).tolist(), seed=0)
+    assert taken_apart.ci_high - taken_apart.ci_low < 0.7 * (alone.ci_high - alone.ci_low)
+
+
+def test_prompts_of_one_cluster_are_one_piece_of_evidence() -> None:
+    first, second = [True] * 12, [False] * 12
+    apart, together = compare(first, second), compare(first, second, [number // 4 for number in range(12)])
+    assert (apart.only_first, together.only_first) == (12, 12)
+    assert apart.p_value == pytest.approx(2 / 2**12) and together.p_value == pytest.approx(2 / 2**3)
+
+
 def test_one_row_alone_has_no_interval() -> None:
     assert mean_per_token([0.5], [10], seed=0) == Mean(0.05, None, None)
 
