@@ -1,0 +1,55 @@
+"""What the settings of all commands share, and how long stages tell of their progress."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from .checks import not_negative, one_of
+
+Progress = Callable[[str, int, int], None]
+"""Called as progress(stage, done, total) by every long stage; `done == total` ends the stage."""
+
+
+def no_progress(stage: str, done: int, total: int) -> None:
+    """Ignore progress."""
+
+
+DTYPES = ("auto", "bfloat16", "float16", "float32")
+GATE_MODES = ("enforce", "advisory")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommonConfig:
+    """What all commands share: how models are loaded and asked.
+
+    Attributes:
+        dtype: Of the weights; `auto` is as stored.
+        device: `auto` is the fastest there is.
+        device_map: Spreads a model over devices, as accelerate names it.
+        max_memory: Memory that each device may use, with `device_map`.
+        chat_template: `auto` (the tokenizer's own), `none`, or a file.
+        system_prompt: System turn of every prompt.
+        seed: Of samples, splits and draws.
+        offline: Never use the network.
+        force: Replace what is there; accept another recorded base.
+    """
+
+    dtype: str = "auto"
+    device: str = "auto"
+    device_map: str | None = None
+    max_memory: str | None = None
+    chat_template: str = "auto"
+    system_prompt: str | None = None
+    seed: int = 0
+    offline: bool = False
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse values that could only fail later.
+
+        Raises:
+            UsageError: A value outside its range, or a name that is no row of its table.
+        """
+        one_of("dtype", self.dtype, DTYPES)
+        not_negative("seed", self.seed)
