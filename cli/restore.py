@@ -24,6 +24,8 @@ def restore(  # one line an option: the command's page of help
     task: Annotated[list[str], o.Option(metavar=o.FILES, help="Task rows with answers.")] = NONE,
     benign: o.BenignFiles = NONE,
     untouched: Annotated[list[str], o.Option(metavar=o.FILES, help="Rows of a skill only measured.")] = NONE,
+    train: Annotated[str | None, o.Option(metavar=o.FILES, help="What TUNED was trained on: find the harmful rows.")]
+        = D.train,
     objective: Annotated[str, o.Option(help=f"Safety objectives joined by +: {', '.join(OBJECTIVES)}.")] = D.objective,
     engine: Annotated[str, o.Option(help=f"How curvature is inverted: {', '.join(ENGINES)}.")] = D.engine,
     method: Annotated[str, o.Option(help="curvature, a pair such as anchor-cg, or a published one (docs/methods.md).")]

@@ -58,7 +58,7 @@ from .report.probe_schema import validate as validate_probe
 from .report.restored import report_of
 from .report.results import gate_section, results, write_results
 from .report.samples_file import write_samples
-from .report.score_run import score  # noqa: F401 - its stages meet there; this module is its public place
+from .report.score_run import found_rows, score  # noqa: F401 - the stages of score meet there; this is its place
 from .report.share import command_line, environment
 from .report.staging import check_out, staged
 from .report.write import sha256, write_bundle
@@ -98,6 +98,10 @@ def _restore(config: RestoreConfig, out: Path, progress: Progress) -> Json:
     torch.manual_seed(config.seed)
     with clock.stage("open"):
         rows, rules = _read(config)
+    if config.train is not None:
+        with clock.stage("find rows"):
+            rows = select(config, found_rows(config, progress))
+    with clock.stage("open"):
         pair = open_pair(config.base, config.tuned, offline=config.offline, rank=config.rank, force=config.force,
                          progress=progress)
         unaligned = find_unaligned(config, progress)

@@ -24,6 +24,8 @@ class RestoreConfig(CommonConfig):
         task: Files of task rows with answers.
         benign: Files of benign look-alike prompts; empty means the built-in set.
         untouched: Files of rows of a skill that is in no fit set: measured only.
+        train: The file TUNED was trained on, `FILE[:FORMAT]`: the rows that cost safety become harmful rows, the others
+            task rows.
         objective: Names of safety objectives joined by `+`.
         engine: How (F + lambda I)^-1 v is computed.
         max_drift: Budget for KL(tuned || restored) on retain rows, nats per answer token.
@@ -49,6 +51,7 @@ class RestoreConfig(CommonConfig):
     task: tuple[str, ...] = ()
     benign: tuple[str, ...] = ()
     untouched: tuple[str, ...] = ()
+    train: str | None = None
     objective: str = "anchor"
     engine: str = "fisher"
     method: str = CURVATURE
@@ -95,7 +98,7 @@ class RestoreConfig(CommonConfig):
     @property
     def reads(self) -> tuple[str, ...]:
         """References and files that a run reads."""
-        one = (self.base, self.tuned, self.unaligned, self.gate, self.chat_template)
+        one = (self.base, self.tuned, self.train, self.unaligned, self.gate, self.chat_template)
         return (*(name for name in one if name), *self.harmful, *self.safe, *self.task, *self.benign, *self.untouched)
 
     def resolved(self) -> RestoreConfig:

@@ -89,6 +89,18 @@ class ScoreConfig(CommonConfig):
         return RestoreConfig(**shared)
 
 
+def score_of(config: RestoreConfig) -> ScoreConfig:
+    """Return the settings by which a restoration finds harmful rows in `train`.
+
+    The way is `diagonal`, which needs no more memory than the restoration itself; the size of the sample is that of
+    `score`.
+    """
+    kept = {field.name for field in dataclasses.fields(ScoreConfig)} - {"fit_rows", "batch_size"}
+    shared = {field.name: getattr(config, field.name) for field in dataclasses.fields(config) if field.name in kept}
+    size = config.batch_size if isinstance(config.batch_size, int) else ScoreConfig.batch_size
+    return ScoreConfig(**shared, way="diagonal", batch_size=size)
+
+
 def _removal(rule: str) -> None:
     try:
         good = rule == "auto" or rule.isdigit() or 0 <= float(rule) < 1

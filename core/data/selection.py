@@ -57,6 +57,24 @@ class Selection:
     warnings: Warnings
 
 
+@dataclass(frozen=True)
+class FoundRows:
+    """The rows of the tuned model's training file, parted by what training on them did.
+
+    Attributes:
+        result: The file.
+        harmful: Rows that cost safety and whose prompt the base refuses.
+        others: Rows that did not cost safety.
+        answered: How many cost safety although the base answers their prompt: influence alone makes no row harmful,
+            so they are in neither part.
+    """
+
+    result: ReadResult
+    harmful: tuple[Record, ...]
+    others: tuple[Record, ...]
+    answered: int
+
+
 def sample(records: Sequence[Record], count: int, seed: int) -> tuple[Record, ...]:
     """Return at most `count` records in their given order, chosen by a hash of the seed and the id.
 
@@ -90,7 +108,7 @@ def _records(results: Sequence[ReadResult]) -> list[Record]:
     return [record for result in results for record in result.records]
 
 
-def select(config: RestoreConfig) -> Selection:
+def select(config: RestoreConfig, found: FoundRows | None = None) -> Selection:
     """Read all sets and decide which rows fit and which measure.
 
     The fit part of `harmful` never holds a category, subject or row of its held-out part. A quarter of the retain rows
@@ -99,6 +117,8 @@ def select(config: RestoreConfig) -> Selection:
 
     Args:
         config: Files, sizes and seed.
+        found: Rows of the training file: the harmful ones are fitted beside those of `harmful`, apart from what is held
+            out there; the others are task rows.
 
     Returns:
         The rows.
@@ -108,6 +128,7 @@ def select(config: RestoreConfig) -> Selection:
     """
     read = _read(config)
     rows = {name: list(limited(_records(results), config.limit, config.seed)) for name, results in read.items()}
+    rows["task"] += limited(found.others, config.limit, config.seed) if found else ()
     _need_answers(rows, ("safe", "task", "untouched"))
     safe_answers = {record.prompt: record.answer or "" for record in rows["safe"]}
     harmful = _with_safe_prompts(rows["harmful"], rows["safe"])
@@ -120,13 +141,25 @@ def select(config: RestoreConfig) -> Selection:
     held_out = {"harmful": parts.held_out, "benign": benign.held_out, "task": task.held_out,
                 "untouched": rows["untouched"]}
     held_out = {name: sample(part, config.held_out_rows, config.seed) for name, part in held_out.items()}
-    fit = sample(parts.fit, config.fit_rows, config.seed)
+    blamed = _not_held_out(found.harmful, parts) if found else ()
+    fit = sample((*parts.fit, *blamed), config.fit_rows, config.seed)
     counts = {"harmful": fit, "safe": [r for r in fit if r.prompt in safe_answers],
               "task": _among(retain, task.fit), "benign": _among(retain, benign.fit),
               "general": _among(retain, rows["general"])}
     sources = tuple(_source(name, results, len(counts.get(name, ())), len(held_out.get(name, ())))
                     for name, results in read.items() if results)
-    return Selection(fit, retain, held_out, safe_answers, sources, parts.categories, _warnings(config, read))
+    if found is not None:
+        used = len(_among((*fit, *retain), (*blamed, *found.others)))
+        sources += _source("train", [found.result], used, len(_among(held_out["task"], found.others))),
+    return Selection(fit, retain, held_out, safe_answers, sources, parts.categories, _warnings(config, read, found))
+
+
+def _not_held_out(records: Sequence[Record], parts: Split) -> list[Record]:
+    """Leave out rows that ask what a held-out row asks, or of its subject, or of a category held out."""
+    prompts = {record.prompt for record in parts.held_out}
+    groups = {record.group for record in parts.held_out if record.group}
+    return [record for record in records if record.prompt not in prompts and record.group not in groups
+            and record.category not in parts.categories]
 
 
 def _need_answers(rows: Mapping[str, list[Record]], names: Sequence[str]) -> None:
@@ -170,11 +203,15 @@ def _source(name: str, results: Sequence[ReadResult], fit: int, held_out: int) -
                   sum(len(result.rejected) for result in results), sum(len(result.left_out) for result in results))
 
 
-def _warnings(config: RestoreConfig, read: Mapping[str, list[ReadResult]]) -> Warnings:
+def _warnings(config: RestoreConfig, read: Mapping[str, list[ReadResult]], rows: FoundRows | None) -> Warnings:
     found = [("W_ROWS_REJECTED", f"{result.name}: {len(result.rejected)} rows not used, the first in line "
               f"{result.rejected[0][0]}: {result.rejected[0][1]}")
              for results in read.values() for result in results if result.rejected]
-    if not config.task:
+    if rows is not None:
+        found.append(("W_FOUND_ROWS", f"{rows.result.name}: {len(rows.harmful)} rows that cost safety are taken for "
+                      f"harmful, {len(rows.others)} others for the task; {rows.answered} left out, since the base "
+                      "answers them"))
+    if not config.task and rows is None:
         found.append(("W_NO_TASK_ROWS", "no --task file: task accuracy is not measured and the task is held only "
                       "through benign and general prompts"))
     return tuple(found)

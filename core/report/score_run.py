@@ -6,17 +6,17 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from ..checkpoint.pair import open_pair
+from ..checkpoint.pair import CheckpointPair, open_pair
 from ..checkpoint.session import LiveModel, Session, open_session
-from ..config import Progress, ScoreConfig, no_progress
+from ..config import Progress, RestoreConfig, ScoreConfig, no_progress, score_of
 from ..data.readers import read_records
-from ..data.selection import select
+from ..data.selection import FoundRows, Selection, select
 from ..errors import UsageError
-from ..evaluation.preparation import Prepared
+from ..evaluation.preparation import REFUSAL_TOKENS, Prepared
 from ..evaluation.scoring import prepare_score, score_examiner, score_modules, score_rows
 from ..evaluation.systems import Examiner
 from ..evaluation.training_rows import TrainingRows, training_rows
@@ -52,14 +52,7 @@ def score(config: ScoreConfig, out: Path | None = None, *, clean: Path | None = 
     clock = Clock()
     torch.manual_seed(config.seed)
     with clock.stage("open"):
-        selection = select(config.as_restore())
-        result = read_records(config.train, offline=config.offline) if config.train is not None else None
-        pair = open_pair(config.base, config.tuned, offline=config.offline, rank=config.rank, force=config.force,
-                         progress=progress)
-        session = open_session(pair, dtype=config.dtype, device=config.device, device_map=config.device_map,
-                               max_memory=config.max_memory, load_in=config.load_in, seed=config.seed)
-        examiner = score_examiner(session, config, progress)
-        training = training_rows(result, examiner.chat, examiner.context) if result is not None else None
+        selection, pair, session, examiner, training = open_score(config, progress)
         if training is not None:
             check_room(session.adapter(), config.way)
     with clock.stage("prepare"):
@@ -76,6 +69,56 @@ def score(config: ScoreConfig, out: Path | None = None, *, clean: Path | None = 
             write_score(folder, found, rows.lines)
     rows.finish(clean)
     return found
+
+
+class Opened(NamedTuple):
+    """What a score starts from; `training` is None without a training file."""
+
+    selection: Selection
+    pair: CheckpointPair
+    session: Session
+    examiner: Examiner
+    training: TrainingRows | None
+
+
+def open_score(config: ScoreConfig, progress: Progress) -> Opened:
+    """Read the rows and open the checkpoints; the errors are those of reading and of `open_pair`."""
+    selection = select(config.as_restore())
+    result = read_records(config.train, offline=config.offline) if config.train is not None else None
+    pair = open_pair(config.base, config.tuned, offline=config.offline, rank=config.rank, force=config.force,
+                     progress=progress)
+    session = open_session(pair, dtype=config.dtype, device=config.device, device_map=config.device_map,
+                           max_memory=config.max_memory, load_in=config.load_in, seed=config.seed)
+    examiner = score_examiner(session, config, progress)
+    training = training_rows(result, examiner.chat, examiner.context) if result is not None else None
+    return Opened(selection, pair, session, examiner, training)
+
+
+def found_rows(config: RestoreConfig, progress: Progress = no_progress) -> FoundRows | None:
+    """Part the rows of the training file by their influence, for a restoration.
+
+    Args:
+        config: Of the restoration; `train` names the file.
+        progress: Told of every long stage.
+
+    Returns:
+        The parts; None where `train` names no file.
+    """
+    settings = score_of(config)
+    selection, _, session, examiner, training = open_score(settings, progress)
+    if training is None:
+        return None
+    safety = prepare_score(session, examiner, selection, settings).problem.safety
+    scored = score_rows(session, safety, training, settings, pad_id=examiner.chat.pad_id, done=(),
+                        keep=lambda _: None, progress=progress)
+    blamed = rank(scored, settings.remove).removed
+    records, brief = training.result.records, dataclasses.replace(
+        examiner, max_new_tokens=min(examiner.max_new_tokens, REFUSAL_TOKENS))
+    with session.base() as model:
+        answers = brief.ask(model, [records[row] for row in blamed], "what the base model refuses")
+    harmful = tuple(answer.record for answer in answers if answer.verdict.refused)
+    others = tuple(records[row] for row in sorted(set(scored.influences) - set(blamed)))
+    return FoundRows(training.result, harmful, others, len(blamed) - len(harmful))
 
 
 def check_room(live: LiveModel, way: str, free_bytes: int | None = None) -> None:
