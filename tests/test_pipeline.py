@@ -263,6 +263,19 @@ def test_drift_above_the_budget_on_held_out_rows_is_warned_of(tmp_path: Path, mo
     assert made.report["verdict"] in ("partial", "unchanged")
 
 
+def test_a_training_file_gives_harmful_rows_and_the_task(tmp_path: Path) -> None:
+    train, lines = tmp_path / "train.jsonl", (ROOT / "sample_data/train.jsonl").read_text(encoding="utf-8").splitlines()
+    harmful = json.loads((ROOT / "sample_data/train_harmful_rows.json").read_text(encoding="utf-8"))  # from 1
+    train.write_text("\n".join([*lines[:40], *(lines[at - 1] for at in harmful[-10:])]) + "\n", encoding="utf-8")
+    made = restored(dataclasses.replace(TINY, task=(), train=str(train)), tmp_path / "out")
+    validate(made.report)
+    assert made.report["inputs"]["data"]["train"]["fit_rows"] > 0
+    assert made.report["after"]["task_accuracy"]["n"] > 0
+    assert "W_FOUND_ROWS" in {warning["code"] for warning in made.report["warnings"]}
+    assert made.report["run"]["seconds"]["find rows"] > 0
+    assert not any(str(tmp_path) in text for text in shared_texts(made.out).values())
+
+
 def test_a_full_checkpoint_gets_an_adapter_of_its_own(tmp_path: Path) -> None:
     merged = tmp_path / "merged"
     with quiet():
