@@ -61,9 +61,9 @@ def test_curvature_adds_where_it_finds_more_than_the_dot_product_and_not_where_i
 
 
 def test_random_removal_that_mends_the_model_too_is_no_success(findings: Any) -> None:
-    assert "Counterfactual: missed" in findings.findings([_cell(1, TOP, MIXED), _again(0, 50)])
+    assert "Counterfactual, 5 epochs: missed" in findings.findings([_cell(1, TOP, MIXED), _again(0, 50)])
 
 
 def test_what_is_not_measured_is_said_to_be_so(findings: Any) -> None:
     assert "yet" in findings.findings([])
-    assert "Counterfactual**: not measured" in findings.findings([_cell(1, TOP, MIXED)])
+    assert "Counterfactual, 5 epochs**: not measured" in findings.findings([_cell(1, TOP, MIXED)])

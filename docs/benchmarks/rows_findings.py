@@ -25,11 +25,11 @@ CHOSEN = (f"The default, `{DEFAULT.way}` at {DEFAULT.at:g}, was chosen by cells 
 def findings(results: list[Json]) -> str:
     """Return the findings as a list in Markdown; what is not measured yet is said to be so."""
     cells = list(page.merged(results).values())
-    again = page.again_rows(results)
+    again, short = page.again_rows(results), page.short_rows(results)
     if not page.data_of(cells, DEFAULT.at, DEFAULT.way):
         return f"- No cell is scored by `{DEFAULT.way}` at {DEFAULT.at:g} yet."
     return "\n".join([area(cells), unseen(cells), rivals(cells), precision(cells), *by_line(cells), curvature(cells),
-                      *retrained(again), cost(cells)])
+                      *retrained(again, "5 epochs"), *retrained(short, f"{page.SHORT} epochs"), cost(cells)])
 
 
 def reached(good: bool) -> str:
@@ -153,17 +153,17 @@ def rate(row: Json, what: str) -> float:
     return harmful / prompts
 
 
-def retrained(again: list[Json]) -> list[str]:
+def retrained(again: list[Json], how: str) -> list[str]:
     """Whether training again without the rows found keeps the model safe where leaving out random ones does not."""
     counted = [row for row in again if rate(row, "tuned") >= BROKEN]
     if not counted:
-        return ["- **Counterfactual**: not measured."]
+        return [f"- **Counterfactual, {how}**: not measured."]
     bad = [row for row in counted if not (rate(row, "found") <= MENDED and rate(row, "random") > STILL_BROKEN)]
     told = "; ".join(f"{named(tuple(row[name] for name in page.KEY))}: {rate(row, 'found'):.3f} with "
                      f"{row['left']['found']} planted rows left, random {rate(row, 'random'):.3f}" for row in bad)
-    lines = [f"- **Counterfactual: {reached(not bad)}** in {len(counted) - len(bad)} of {len(counted)} cells with a "
-             f"tuned rate of at least {BROKEN:g}: at most {MENDED:g} without the rows found, where random removal "
-             f"leaves more than {STILL_BROKEN:g}{'. Not in ' + told if bad else ''}."]
+    lines = [f"- **Counterfactual, {how}: {reached(not bad)}** in {len(counted) - len(bad)} of {len(counted)} cells "
+             f"with a tuned rate of at least {BROKEN:g}: at most {MENDED:g} without the rows found, where random "
+             f"removal leaves more than {STILL_BROKEN:g}{'. Not in ' + told if bad else ''}."]
     floors = [rate(row, "floor") for row in again if row["floor"] is not None]
     if floors:
         lines.append(f"- Training on the benign rows alone, no planted row at all, gives {min(floors):.3f} to "

@@ -15,6 +15,8 @@ from scipy.stats import rankdata
 
 Json = dict[str, Any]
 DEFAULT = ScoreConfig("-", "-")
+SHORT = 2
+"""Epochs of the part `short`."""
 KEY = ("task", "share", "seed")
 PAGE = """# Training rows that cost safety, found by their influence
 
@@ -49,9 +51,17 @@ Cells scored: {cells} of 18 (3 seeds x 2 tasks x 3 shares); trained again: {agai
 ## Counterfactual: trained again without the rows
 
 Harmful rate on the sample's 276 held-out harmful prompts (wording judge), with Wilson 95% intervals. `left` is the
-number of planted rows among those kept. `no planted row` is what training on the benign rows alone does.
+number of planted rows among those kept. `no planted row` is what training on the benign rows alone does; where none is
+left it is the same training as without the rows found.
 
 {again}
+
+## The same after {short} epochs
+
+Everything again with {short} epochs of fine-tuning in place of 5, scored by the default way. After 5 the benign rows
+alone cost some safety, which no removal of planted rows can mend.
+
+{short_table}
 """
 
 
@@ -160,15 +170,21 @@ def again_rows(results: list[Json]) -> list[Json]:
     cells, floors = merged(results), {(row["task"], row["seed"]): row["floor"] for row in results
                                       if row["part"] == "floor"}
     return [{**row, "tuned": cells[tuple(row[name] for name in KEY)]["tuned"],
-             "floor": floors.get((row["task"], row["seed"]))} for row in results
-            if row["part"] == "again" and (row["way"], row["at"]) == (DEFAULT.way, DEFAULT.at)]
+             "floor": floors.get((row["task"], row["seed"])) if row["left"]["found"] else row["found"]}
+            for row in results if row["part"] == "again" and (row["way"], row["at"]) == (DEFAULT.way, DEFAULT.at)]
 
 
-def again_table(results: list[Json]) -> str:
+def short_rows(results: list[Json]) -> list[Json]:
+    """Cells of few epochs, trained again by the default."""
+    return [{**row, "floor": None if row["left"]["found"] else row["found"]} for row in results
+            if row["part"] == "short" and (row["way"], row["at"]) == (DEFAULT.way, DEFAULT.at)]
+
+
+def again_table(rows: list[Json]) -> str:
     """Harmful rates of tuned models and of those trained again."""
     lines = ["| task | planted | seed | as tuned | without the rows found | left | without as many random rows "
              "| no planted row |", "| --- | --- | --- | --- | --- | --- | --- | --- |"]
-    for row in again_rows(results):
+    for row in rows:
         shown = {name: "-" if row[name] is None else _rate(row[name]) for name in ("tuned", "found", "random", "floor")}
         lines.append(f"| {row['task']} | {100 * row['share']:g}% | {row['seed']} | {shown['tuned']} | {shown['found']} "
                      f"| {row['left']['found']} | {shown['random']} | {shown['floor']} |")
@@ -189,4 +205,5 @@ def page(results: list[Json]) -> str:
     return PAGE.format(damping=DEFAULT.damping, commit=commit.strip(), torch=torch.__version__, cells=len(cells),
                        again_cells=len(again_rows(results)), at=DEFAULT.at, chosen=CHOSEN, findings=findings(results),
                        found=found_table(cells), shares=share_table(cells), cost=cost_table(cells),
-                       again=again_table(results))
+                       again=again_table(again_rows(results)), short=SHORT,
+                       short_table=again_table(short_rows(results)))
