@@ -120,7 +120,16 @@ def counts(cells: Sequence[Json]) -> Json:
     have = {tuple(cell[key] for key in ("family", "seed", "method", "data")) for cell in cells}
     left = [f"{family} seed {seed}" for family, seed in dict.fromkeys(each[:2] for each in wanted)
             if any(each not in have for each in wanted if each[:2] == (family, seed))]
-    rows = {f"{count} {name}" for cell in cells for name, count in cell["rows"].items()}
-    return {"count": len(have & set(wanted)), "all": len(wanted), "rows": ", ".join(sorted(rows)) or "none",
+    return {"count": len(have & set(wanted)), "all": len(wanted), "rows": row_counts(cells),
             "missing": f"; not complete: {', '.join(left)}" if left else "",
             "minutes": sum(cell["seconds"]["all"] for cell in cells) / 60}
+
+
+def row_counts(cells: Sequence[Json]) -> str:
+    """How many rows each set had, over the cells."""
+    found: dict[str, set[int]] = {}
+    for cell in cells:
+        for name, count in cell["rows"].items():
+            found.setdefault(name.replace("_rows", "").replace("_", " "), set()).add(count)
+    return ", ".join(f"{name} {min(counts)}" + (f" to {max(counts)}" if len(counts) > 1 else "")
+                     for name, counts in found.items()) or "none"
