@@ -30,6 +30,8 @@ def draw(cells: Sequence[Json], picture: Path) -> None:
         similarity(panels[0][column], family, own)
         gradients(panels[1][column], family, own)
     labels(panels)
+    for panel, place in ((panels[0][0], "outside upper center"), (panels[1][0], "outside lower center")):
+        figure.legend(*panel.get_legend_handles_labels(), loc=place, ncols=6, fontsize=7)
     figure.savefig(picture, metadata={"Date": None})
     pyplot.close(figure)
 
@@ -39,10 +41,8 @@ def labels(panels: Any) -> None:
     above, below = panels[0][0], panels[1][0]
     above.set_yticks(range(len(HEADLINE)), [NAMES[name] for name in HEADLINE])
     above.invert_yaxis()
-    above.legend(fontsize=7, loc="lower left")
     below.set_ylabel("share of the gradient in them")
     below.yaxis.set_major_formatter(lambda value, _: f"{value:g}%")
-    below.legend(fontsize=7)
 
 
 def similarity(panel: Any, family: str, cells: Sequence[Json]) -> None:

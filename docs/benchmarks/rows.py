@@ -200,30 +200,33 @@ def again(part: str, cell: Cell, base: Path, rows: list[dict], harmful: np.ndarr
                     if (found["way"], found["at"]) == (DEFAULT.way, DEFAULT.at))
         gone = {"found": np.array(best["top"]),
                 "random": np.random.default_rng(cell.seed).permutation(len(rows))[:k]}
-    rates: Json = {"way": DEFAULT.way, "at": DEFAULT.at, "left": {}}
+    return {"way": DEFAULT.way, "at": DEFAULT.at, **without(base, rows, harmful, gone, folder, cell.seed)}
+
+
+def without(base: Path, rows: list[dict], harmful: np.ndarray, gone: dict[str, np.ndarray], folder: Path, seed: int,
+            epochs: float = build.TUNE.epochs) -> Json:
+    """Harmful rates after training without some rows, and how many planted ones were left, by what the rows are."""
+    made: Json = {"left": {}}
     for what, numbers in gone.items():
         kept = [row for number, row in enumerate(rows) if number not in set(numbers.tolist())]
         name = f"{what}-{DEFAULT.way}-{DEFAULT.at:g}" if what == "found" else what
-        rates[what] = harmful_rate(base, fine_tune(base, kept, folder / name, cell.seed))
-        rates["left"][what] = k - int(harmful[numbers].sum())
-    return rates
+        made[what] = harmful_rate(base, fine_tune(base, kept, folder / name, seed, epochs))
+        made["left"][what] = int(harmful.sum()) - int(harmful[numbers].sum())
+    return made
 
 
 def short(cell: Cell, base: Path, rows: list[dict], harmful: np.ndarray, folder: Path) -> Json:
     """All of it with few epochs: tune, score by the default way, tune again without the rows found and others."""
     folder.mkdir(parents=True, exist_ok=True)
-    train, k = folder / "train.jsonl", int(harmful.sum())
+    train, epochs = folder / "train.jsonl", rows_page.SHORT
     train.write_text(texts.jsonl(rows), encoding="utf-8")
-    tuned = fine_tune(base, rows, folder / "tuned", cell.seed, rows_page.SHORT)
-    best = next(ranked(found, harmful) for found in scores(base, tuned, train, cell.seed, (DEFAULT.at,), (DEFAULT.way,)))
-    gone = {"found": np.array(best["top"]), "random": np.random.default_rng(cell.seed).permutation(len(rows))[:k]}
-    rates: Json = {"way": DEFAULT.way, "at": DEFAULT.at, "epochs": rows_page.SHORT, "rows": len(rows), "ranks": best["ranks"],
-                   "tuned": harmful_rate(base, tuned), "left": {}}
-    for what, numbers in gone.items():
-        kept = [row for number, row in enumerate(rows) if number not in set(numbers.tolist())]
-        rates[what] = harmful_rate(base, fine_tune(base, kept, folder / what, cell.seed, rows_page.SHORT))
-        rates["left"][what] = k - int(harmful[numbers].sum())
-    return rates
+    tuned = fine_tune(base, rows, folder / "tuned", cell.seed, epochs)
+    [best] = [ranked(found, harmful) for found in scores(base, tuned, train, cell.seed, (DEFAULT.at,), (DEFAULT.way,))]
+    gone = {"found": np.array(best["top"]),
+            "random": np.random.default_rng(cell.seed).permutation(len(rows))[:int(harmful.sum())]}
+    return {"way": DEFAULT.way, "at": DEFAULT.at, "epochs": epochs, "rows": len(rows), "ranks": best["ranks"],
+            "tuned": harmful_rate(base, tuned),
+            **without(base, rows, harmful, gone, folder, cell.seed, epochs)}
 
 
 def rounded(value):
