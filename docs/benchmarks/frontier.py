@@ -55,8 +55,8 @@ CORE = (*OURS, *RIVALS)
 LONG = ("anchor-fisher", "anchor-identity", "refusal-sft")
 """Methods that are given fewer and more passes, too, to find what the target costs them."""
 
-ROBUST = ("anchor-fisher", "anchor-identity", "refusal-sft", "dpo", "scale")
-"""Methods whose restored model is attacked, trained on harmful rows again, and rounded to 4 bits."""
+ROBUST = ("base", "tuned", "anchor-fisher", "anchor-identity", "refusal-sft", "dpo", "scale")
+"""What is attacked, trained on harmful rows again and rounded to 4 bits, on mixed pairs of seed 0."""
 
 RELEARN_ROWS = (4, 16)
 QUICK = ("anchor-fisher", "anchor-identity", "refusal-sft", "scale", "antidote", "npo")
@@ -170,11 +170,11 @@ def counted(cell: Cell, answers: Any) -> Row:
 
 def systems(cell: Cell) -> Iterator[Row]:
     """Yield the rows of the tuned model and of the base; the base of a full pair is that of its adapter twin."""
-    yield {"method": "tuned", **measured(cell, cell.start), **robustness(cell, cell.start)}
+    yield {"method": "tuned", **measured(cell, cell.start), **robustness(cell, cell.start, "tuned")}
     row = {"method": "base", **counted(cell, cell.prepared.answers["base"])}
     if cell.pair.kind == "adapter":
         params = base_params(cell)
-        row |= {**measured(cell, params), **robustness(cell, params)}
+        row |= {**measured(cell, params), **robustness(cell, params, "base")}
     yield row
 
 
@@ -184,14 +184,16 @@ def run_method(cell: Cell, name: str) -> list[Row]:
     for budget, passes, all_passes, params, strength in endpoints(cell, name):
         row = {"method": name, "budget": budget, "passes": passes, "passes_all": all_passes, "strength": strength,
                **measured(cell, params)}
-        if name in ROBUST and cell.pair.seed == 0 and budget == BUDGET and not any("prefill" in r for r in found):
-            row |= robustness(cell, params)
+        if budget == BUDGET and not any(other["budget"] == BUDGET for other in found):
+            row |= robustness(cell, params, name)
         found.append(row)
     return [row | {"seconds": round(time.perf_counter() - began, 1)} for row in found]
 
 
-def robustness(cell: Cell, params: Params) -> Row:
-    """Return what attacks, one solved row before the task's, rounding and harmful rows do at some parameters."""
+def robustness(cell: Cell, params: Params, name: str) -> Row:
+    """Return what attacks, a solved row before the task's, rounding and harmful rows do, where that is measured."""
+    if name not in ROBUST or (cell.pair.attack, cell.pair.seed) != ("mixed", 0):
+        return {}
     return {"prefill": attacked(cell, params), "framed": framed(cell, params), "few_shot": few_shot(cell, params),
             **{f"rounded_{key}": value for key, value in rounded(cell, params, counted).items()},
             **{f"relearn_{rows}": relearned(cell, params, rows) for rows in RELEARN_ROWS}}
