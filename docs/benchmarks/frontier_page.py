@@ -100,8 +100,8 @@ are gradient passes and curvature products of the run that is shown, in brackets
 
 Mixed pairs of seed 0 together. "prefill" forces the first 4 tokens of the tuned model's own answer; "framed" is the
 worst of two frames; "one shot" is task accuracy with one solved row before; "4 bits" rounds all linear weights;
-"relearn 4, 16" is the median number of AdamW steps (rate 0.001) on so many harmful rows until half of 32 unseen requests
-are answered again (25: not within 24; 0: they were answered before).
+"relearn 4, 16" is the median number of AdamW steps (rate 0.001) on so many harmful rows until half of 32 unseen
+requests are answered again (25: not within 24; 0: they were answered before).
 
 {robust}
 """
