@@ -10,7 +10,7 @@ import pytest
 from saferestore.core.config import ScoreConfig
 
 FOLDER = Path(__file__).parents[1] / "docs" / "benchmarks"
-DEFAULT = ScoreConfig("-", "-")
+DEFAULT = ScoreConfig("-", "-", way="ekfac")
 ROWS, HARMFUL = 100, [3, 50, 98]
 TOP, MIXED, LOW = [98.0, 99.0, 100.0], [40.0, 99.0, 100.0], [1.0, 2.0, 3.0]
 

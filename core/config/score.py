@@ -12,6 +12,8 @@ from .names import OBJECTIVES
 from .restore import RestoreConfig
 
 SCORE_WAYS = ("identity", "diagonal", "ekfac", "fisher", "cg", "datainf")
+AUTO_WAY = "auto"
+"""`ekfac` where its factors fit the memory, else `diagonal`."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class ScoreConfig(CommonConfig):
         task: Files of task rows with answers, retain rows beside benign and general prompts.
         benign: Files of benign look-alike prompts; empty means the built-in set.
         objective: Names of safety objectives joined by `+`: S.
-        way: How the query (F + lambda I)^-1 grad S is computed.
+        way: How the query (F + lambda I)^-1 grad S is computed; `auto`: `ekfac` where its factors fit, else `diagonal`.
         at: Where rows are scored, between the base (0) and the tuned model (1).
         damping: lambda as a fraction of the mean diagonal of F.
         max_drift: Drift that the modules' own steps together are predicted to spend, nats per answer token.
@@ -48,7 +50,7 @@ class ScoreConfig(CommonConfig):
     task: tuple[str, ...] = ()
     benign: tuple[str, ...] = ()
     objective: str = "anchor"
-    way: str = "ekfac"
+    way: str = AUTO_WAY
     at: float = 0.2
     damping: float = 0.1
     max_drift: float = 0.01
@@ -71,7 +73,7 @@ class ScoreConfig(CommonConfig):
             UsageError: A value outside its range, or a name that is no row of its table.
         """
         super().__post_init__()
-        one_of("way", self.way, SCORE_WAYS)
+        one_of("way", self.way, (AUTO_WAY, *SCORE_WAYS))
         one_of("redact", self.redact, ("auto", "all", "none"))
         for term in self.objective.split("+"):
             one_of("objective", term, OBJECTIVES)
@@ -90,15 +92,11 @@ class ScoreConfig(CommonConfig):
 
 
 def score_of(config: RestoreConfig) -> ScoreConfig:
-    """Return the settings by which a restoration finds harmful rows in `train`.
-
-    The way is `diagonal`, which needs no more memory than the restoration itself; the size of the sample is that of
-    `score`.
-    """
+    """Return the settings by which a restoration finds harmful rows in `train`; the size of the sample is `score`'s."""
     kept = {field.name for field in dataclasses.fields(ScoreConfig)} - {"fit_rows", "batch_size"}
     shared = {field.name: getattr(config, field.name) for field in dataclasses.fields(config) if field.name in kept}
     size = config.batch_size if isinstance(config.batch_size, int) else ScoreConfig.batch_size
-    return ScoreConfig(**shared, way="diagonal", batch_size=size)
+    return ScoreConfig(**shared, batch_size=size)
 
 
 def _removal(rule: str) -> None:

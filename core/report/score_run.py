@@ -12,7 +12,7 @@ import torch
 
 from ..checkpoint.pair import CheckpointPair, open_pair
 from ..checkpoint.session import LiveModel, Session, open_session
-from ..config import Progress, RestoreConfig, ScoreConfig, no_progress, score_of
+from ..config import AUTO_WAY, Progress, RestoreConfig, ScoreConfig, no_progress, score_of
 from ..data.readers import read_records
 from ..data.selection import FoundRows, Selection, select
 from ..errors import UsageError
@@ -54,7 +54,7 @@ def score(config: ScoreConfig, out: Path | None = None, *, clean: Path | None = 
     with clock.stage("open"):
         selection, pair, session, examiner, training = open_score(config, progress)
         if training is not None:
-            check_room(session.adapter(), config.way)
+            config = dataclasses.replace(config, way=way_with_room(session.adapter(), config.way))
     with clock.stage("prepare"):
         prepared = prepare_score(session, examiner, selection, config)
     with clock.stage("modules"):
@@ -108,6 +108,7 @@ def found_rows(config: RestoreConfig, progress: Progress = no_progress) -> Found
     selection, _, session, examiner, training = open_score(settings, progress)
     if training is None:
         return None
+    settings = dataclasses.replace(settings, way=way_with_room(session.adapter(), settings.way))
     safety = prepare_score(session, examiner, selection, settings).problem.safety
     scored = score_rows(session, safety, training, settings, pad_id=examiner.chat.pad_id, done=(),
                         keep=lambda _: None, progress=progress)
@@ -121,22 +122,29 @@ def found_rows(config: RestoreConfig, progress: Progress = no_progress) -> Found
     return FoundRows(training.result, harmful, others, len(blamed) - len(harmful))
 
 
-def check_room(live: LiveModel, way: str, free_bytes: int | None = None) -> None:
-    """Refuse `ekfac` where its factors do not fit the memory of the adapter's device.
+def way_with_room(live: LiveModel, way: str, free_bytes: int | None = None) -> str:
+    """Return the way that is taken: only `ekfac` may not fit the memory of the adapter's device.
 
     Args:
         live: The model.
-        way: A row of `QUERIES`; the others need no more than gradients.
-        free_bytes: Memory free; None asks the device, and where it cannot tell nothing is refused.
+        way: A row of `QUERIES`, or `auto`.
+        free_bytes: Memory free; None asks the device, and where it cannot tell everything fits.
+
+    Returns:
+        A row of `QUERIES`; for `auto` `ekfac`, or `diagonal` where that does not fit.
 
     Raises:
-        UsageError: They do not fit.
+        UsageError: `ekfac` was asked for and does not fit.
     """
-    needed = factor_bytes(live.leaves) if way == "ekfac" else 0
+    needed = factor_bytes(live.leaves) if way in (AUTO_WAY, "ekfac") else 0
     free = _free_bytes(live.device) if free_bytes is None else free_bytes
-    if free is not None and needed > free:
+    too_large = free is not None and needed > free
+    if way == AUTO_WAY:
+        return "diagonal" if too_large else "ekfac"
+    if free is not None and too_large:
         raise UsageError(f"its factors take {needed / 1e9:.3g} GB, {free / 1e9:.3g} GB are free - --way ekfac",
-                         hint="add --way diagonal")
+                         hint="use --way auto or --way diagonal")
+    return way
 
 
 def _free_bytes(device: torch.device) -> int | None:

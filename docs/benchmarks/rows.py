@@ -44,7 +44,7 @@ from scipy.stats import rankdata
 
 HERE = Path(__file__).parent
 TASK_ROWS = 900
-DEFAULT = ScoreConfig("-", "-")
+DEFAULT = ScoreConfig("-", "-", way="ekfac")  # what `auto` is where there is room
 WAYS = tuple(way for way in SCORE_WAYS if way != "cg")
 ASKED = {"scores": ((DEFAULT.at,), WAYS), "cg": ((DEFAULT.at,), ("cg",)),
          "points": ((1.0, 0.5), ("identity", "diagonal", "ekfac"))}

@@ -14,7 +14,7 @@ from saferestore.core.evaluation.intervals import wilson
 from scipy.stats import rankdata
 
 Json = dict[str, Any]
-DEFAULT = ScoreConfig("-", "-")
+DEFAULT = ScoreConfig("-", "-", way="ekfac")  # what `auto` is where there is room
 SHORT = 2
 """Epochs of the part `short`."""
 KEY = ("task", "share", "seed")
@@ -28,6 +28,7 @@ rows. `at` is where rows are scored between base (0) and tuned model (1). lambda
 F; F from 256 rows. `cosine`, `loss`, `length` and `random` are rivals without a query; `loss` is taken at the same
 point. AUC: mean over the cells of a line with its 95% bootstrap interval over rows; precision at k = number of planted
 rows, all cells of a line together, with Wilson's interval. {chosen}
+
 Code at commit {commit}, torch {torch}. Single results: `rows.jsonl`.
 
 Cells scored: {cells} of 18 (3 seeds x 2 tasks x 3 shares); trained again: {again_cells}.

@@ -24,7 +24,7 @@ from saferestore.core.pipeline import score
 from saferestore.core.report.rows import number_text
 from saferestore.core.report.score import _learnt, rank
 from saferestore.core.report.score_files import heat_strip, shade, write_clean
-from saferestore.core.report.score_run import check_room
+from saferestore.core.report.score_run import way_with_room
 from saferestore.core.report.score_schema import validate
 from talk import COMPLIANCE, TEMPLATE, byte_tokenizer, refuses, save_pair, script
 
@@ -182,7 +182,7 @@ def test_rows_whose_loss_is_not_finite_are_left_out_of_curvature_and_of_the_comp
         return Query(inputs.gradient, 1.0)
 
     monkeypatch.setattr(scoring, "row_losses", broken)
-    monkeypatch.setitem(scoring.QUERIES, ScoreConfig("-", "-").way, query)
+    monkeypatch.setitem(scoring.QUERIES, "ekfac", query)
     found = _score(files, curvature_rows=6)
     assert seen == [5] and 0 < found["rows"]["tuned_loss_nats_per_token"] < float("inf")
 
@@ -264,11 +264,11 @@ def test_a_training_file_that_changed_while_it_was_scored_is_not_cleaned(tmp_pat
 def test_ekfac_is_refused_where_its_factors_do_not_fit_and_no_other_way_is(files: Path) -> None:
     live = open_session(open_pair(str(files / "base"), str(files / "tuned"))).adapter()
     needed = factor_bytes(live.leaves)
-    check_room(live, "ekfac")
-    check_room(live, "ekfac", needed)
-    check_room(live, "diagonal", 0)
+    assert way_with_room(live, "ekfac") == way_with_room(live, "ekfac", needed) == "ekfac"
+    assert way_with_room(live, "diagonal", 0) == "diagonal"
+    assert (way_with_room(live, "auto", needed), way_with_room(live, "auto", needed - 1)) == ("ekfac", "diagonal")
     with pytest.raises(UsageError, match="--way ekfac"):
-        check_room(live, "ekfac", needed - 1)
+        way_with_room(live, "ekfac", needed - 1)
 
 
 def test_a_broken_document_is_not_written(ran: tuple[Json, Path]) -> None:
