@@ -23,7 +23,7 @@ from saferestore.sample_data.model import CONTEXT, make_model, make_tokenizer
 from saferestore.sample_data.train import Recipe, encode, fit
 from transformers import GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausalLM
 
-WIDTH, LAYERS, HEADS = 96, 3, 4
+WIDTH, LAYERS, HEADS, SPARE = 96, 3, 4, 64
 KINDS = {"adapter": "LoRA, all linear", "full": "full"}
 """Kind of a tuned checkpoint -> the row of `geometry_models.METHODS` that trains it."""
 PURE_ROWS, DRIFT_ROWS = 32, 450
@@ -39,7 +39,8 @@ def _qwen2(tokenizer: Any, seed: int) -> Any:
     torch.manual_seed(seed)
     return Qwen2ForCausalLM(Qwen2Config(
         hidden_size=WIDTH, intermediate_size=3 * WIDTH, num_hidden_layers=LAYERS, num_attention_heads=HEADS,
-        num_key_value_heads=2, max_position_embeddings=CONTEXT, tie_word_embeddings=True, **_ids(tokenizer)))
+        num_key_value_heads=2, max_position_embeddings=CONTEXT, tie_word_embeddings=True,
+        **_ids(tokenizer) | {"vocab_size": len(tokenizer) + SPARE}))  # its tokenizer class adds a token when it is read
 
 
 def _gpt2(tokenizer: Any, seed: int) -> Any:
