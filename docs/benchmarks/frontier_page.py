@@ -169,8 +169,8 @@ def findings(rows: list[Row], names: Sequence[str], pairs: Sequence[Key]) -> str
     free = sum(not dominated_by(OURS, rivals, rows, pair) for pair in pairs)
     return "\n".join([
         f"- First by mean area of those run on every pair that ours was: `{first}` ({means[first]:.3f}); `{OURS}` has "
-        f"{means[OURS]:.3f}, the best published method, `{best}`, {means[best]:.3f}. Ours less it: {interval(apart)}, which "
-        f"{'excludes' if apart[2] < 0 or apart[1] > 0 else 'does not exclude'} 0.",
+        f"{means[OURS]:.3f}, the best published method, `{best}`, {means[best]:.3f}. Ours less it: {interval(apart)}, "
+        f"which {'excludes' if apart[2] < 0 or apart[1] > 0 else 'does not exclude'} 0.",
         f"- `{OURS}` is undominated by published methods on {free} of {len(pairs)} pairs.", cost(rows, pairs),
         *relearning(rows, pairs)])
 
