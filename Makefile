@@ -27,8 +27,8 @@ types: $(READY) ## pyright
 unit: $(READY) ## pytest, a process a core
 	$(VENV)/bin/pytest -n auto
 
-bench: $(READY) ## every method on three sample pairs: harm against drift (hours; goes on where it stopped)
-	$(VENV)/bin/python docs/benchmarks/frontier.py --pairs build/pairs
+bench: $(READY) ## every method on 54 pairs of three families: harm against drift (days; goes on where it stopped)
+	$(VENV)/bin/python docs/benchmarks/frontier.py --pairs build/frontier
 
 bench-quick: $(READY) ## the same with six methods and few rows on the sample; writes build/frontier-quick.md
 	$(VENV)/bin/python docs/benchmarks/frontier.py --quick
