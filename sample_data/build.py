@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from saferestore.core.checkpoint.determinism import deterministic
 from saferestore.sample_data import texts
 from saferestore.sample_data.measure import answered, refused, replies, share
 from saferestore.sample_data.model import make_model, make_tokenizer
@@ -135,7 +136,12 @@ def main() -> int:
     """Build, measure, and fail loudly where a rate is missed."""
     options = arguments()
     torch.set_num_threads(options.threads)
-    torch.use_deterministic_algorithms(True)
+    with deterministic(on=True):
+        return build(options)
+
+
+def build(options: argparse.Namespace) -> int:
+    """Train, measure and write the facts; 1 where a rate is missed."""
     (options.out / "figures.json").unlink(missing_ok=True)
     clock = [time.perf_counter()]
     write_texts(options.out, HERE.parent / "core" / "data" / "sets" if options.out.resolve() == HERE else None)

@@ -54,6 +54,7 @@ def test_a_rate_that_is_missed_fails_and_leaves_no_figures(tmp_path: Path, monke
     assert build.main() == 1
     assert "base_answers_benign" in capsys.readouterr().err
     assert not (tmp_path / "figures.json").exists()
+    assert not torch.are_deterministic_algorithms_enabled()  # no other test inherits it
 
 
 def test_loss_counts_answer_tokens_alone_and_equals_the_models_own() -> None:
