@@ -46,7 +46,7 @@ def _attention64(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, a
     shared = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(shared, 1), value.repeat_interleave(shared, 1)
     scores = query @ key.transpose(2, 3) * scaling + attention_mask
-    return (torch.softmax(scores, -1) @ value).transpose(1, 2).contiguous(), None
+    return (nn.functional.softmax(scores, dim=-1) @ value).transpose(1, 2).contiguous(), None
 
 
 AttentionInterface.register("float64", _attention64)

@@ -2,7 +2,7 @@
 
 | way | how | gradients a product | memory |
 | --- | --- | --- | --- |
-| `kept` | reverse over reverse, the graphs of all gradients kept | about 1.5 | grows with the micro-batches |
+| `kept` | reverse over reverse, the graphs of all gradients kept | about 1.2 | grows with the micro-batches |
 | `rebuilt` | the same, each graph rebuilt for each product | about 2.6 | one micro-batch's |
 | `forward` | forward mode over reverse mode | about 3.4 | one micro-batch's |
 | `difference` | central difference of gradients | 2 | a gradient's |
@@ -24,7 +24,7 @@ from ..checkpoint.session import LiveModel, read_params, write_params
 from ..data.scratch import is_small
 from ..losses import Loss, answer_logits, gradient, total
 from ..params import Params, axpy, norm, zeros
-from .silu import ShortSilu
+from .short import ShortDerivatives
 
 FAITHFUL = {torch.float64: 1e-5, torch.float32: 2e-2}
 """Largest relative distance from a difference of gradients at which a way counts as right."""
@@ -73,7 +73,7 @@ class Hessian:
         return [lambda item=item: self._gradient(*item) for item in self._work]
 
     def _gradient(self, loss: Loss, number: int) -> tuple[Tensor, ...]:
-        with ShortSilu():
+        with ShortDerivatives():
             share = self.share(self.point, loss, number)
             return torch.autograd.grad(share, list(self.point.values()), create_graph=True, allow_unused=True,
                                        materialize_grads=True)

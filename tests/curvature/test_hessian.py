@@ -17,6 +17,17 @@ from .. import dense
 from ..cases import FAMILIES, live_model, moved, ragged_batches, vector_like
 
 
+def short_steps(node: object) -> set[str]:
+    """Names of the library's own functions in the graph behind a node."""
+    found, todo, seen = set(), [node], set()
+    while todo:
+        if (at := todo.pop()) is not None and at not in seen:
+            seen.add(at)
+            found |= {type(at).__name__} if type(at).__name__.startswith("_") else set()
+            todo += [following for following, _ in at.next_functions]  # type: ignore[attr-defined]
+    return found
+
+
 def reference(live: LiveModel) -> Tensor:
     return dense.hessian(lambda theta: dense.cross_entropy(live, theta, ragged_batches()), dense.flat(live.leaves))
 
@@ -32,6 +43,18 @@ def test_exact_products_equal_the_dense_matrix_times_the_vector(family: str, way
         assert list(found) == list(live.leaves)
         assert dense.relative_error(dense.flat(found), exact @ dense.flat(v)) < 1e-8
     assert operator.products == 2
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_kept_product_through_adapters_on_every_module_is_exact(family: str) -> None:
+    live = live_model(family, every_module=True)
+    operator, v = Hessian(live, [cross_entropy("ce", ragged_batches())]), vector_like(live.leaves, seed=3)
+    wanted = reference(live) @ dense.flat(v)
+    for _ in range(2):  # what is kept from one product to the next must still serve it
+        assert dense.relative_error(dense.flat(operator.matvec(v)), wanted) < 1e-8
+    names = short_steps(operator.gradients()[0]()[0].grad_fn)
+    assert {"_LinearBackBackward", "_SoftmaxBackBackward", "_CrossEntropyBackBackward"} <= names
+    assert ("_GatedBackBackward" in names) == (family != "gpt2")
 
 
 def test_a_difference_of_gradients_comes_close() -> None:
