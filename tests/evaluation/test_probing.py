@@ -72,6 +72,17 @@ def test_a_full_checkpoint_is_probed_in_a_subspace_of_the_modules_asked_for(fold
     assert {row["set"] for row in found["curvature"]["matrices"]} == {"harmful", "benign"}
 
 
+@pytest.mark.parametrize("model", ["tuned", "base"])
+def test_bfloat16_weights_give_what_float32_gives_to_their_rounding(folder: Path, model: str) -> None:
+    wanted, found = (pipeline.probe(config(folder, model, dtype=dtype)) for dtype in ("float32", "bfloat16"))
+    assert found["curvature"]["way"] == "kept" and found["curvature"]["coordinates_dtype"] == "float32"
+    for a, b in zip(wanted["losses"], found["losses"], strict=True):  # the model's own answers may differ
+        assert b["loss_nats_per_token"] == pytest.approx(a["loss_nats_per_token"], rel=0.03)
+    for a, b in zip(wanted["curvature"]["matrices"], found["curvature"]["matrices"], strict=True):
+        assert (a["set"], a["matrix"]) == (b["set"], b["matrix"])
+        assert b["sharpness"] == pytest.approx(a["sharpness"], rel=0.1) and b["sharpness"] != a["sharpness"]
+
+
 def test_without_products_there_is_no_curvature(folder: Path) -> None:
     found = pipeline.probe(config(folder, products=0))
     assert found["curvature"] is None and found["curvature_reason"] == "--products 0" and found["surface"] is not None
