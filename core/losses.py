@@ -93,6 +93,7 @@ class Loss:
         token_weight: Weight of one answer token in the loss's Gauss-Newton matrix, whose block at a token is
             `token_weight (diag p - p p')`; exact for cross-entropy and for KL to a fixed distribution, 0 for a
             loss that is not of this kind.
+        temperature: By which logits are divided in p, of that block and of labels sampled for it.
         target: Value of the aligned base model, nats per token (or per row); None where there is none.
     """
 
@@ -101,6 +102,7 @@ class Loss:
     contribution: Callable[[int, AnswerLogits], Tensor]
     token_weight: float
     target: float | None = None
+    temperature: float = 1.0
 
     def shares(self, model: nn.Module) -> Iterator[Tensor]:
         """Yield each batch's contribution at the model's present parameters, with its graph."""
@@ -111,6 +113,16 @@ class Loss:
         """Return the loss without a graph (forward passes only)."""
         with torch.no_grad():
             return sum(float(share) for share in self.shares(model))
+
+
+@torch.no_grad()
+def values(model: nn.Module, losses: Sequence[Loss]) -> tuple[float, ...]:
+    """Return the values of losses over the same batches, from one forward pass over them."""
+    found = [0.0] * len(losses)
+    for number, batch in enumerate(losses[0].batches):
+        out = answer_logits(model, batch)
+        found = [value + float(loss.contribution(number, out)) for value, loss in zip(found, losses, strict=True)]
+    return tuple(found)
 
 
 def gradient(live: LiveModel, loss: Loss) -> tuple[float, Params]:
@@ -126,16 +138,32 @@ def gradient(live: LiveModel, loss: Loss) -> tuple[float, Params]:
     Raises:
         NumericalError: The value or the gradient is not finite.
     """
+    value, _, found = gradient_beside(live, loss, ())
+    return value, found
+
+
+def gradient_beside(live: LiveModel, loss: Loss, beside: Sequence[Loss]) -> tuple[float, tuple[float, ...], Params]:
+    """Return a loss, the values of others over the same batches, and the gradient of the first, as `gradient` does.
+
+    The others are taken from the same forward pass, and cost next to nothing.
+
+    Raises:
+        NumericalError: The value or the gradient is not finite.
+    """
     names, leaves = list(live.leaves), list(live.leaves.values())
-    total, value = zeros(dict(live.leaves)), 0.0
-    for share in loss.shares(live.model):
+    total, value, others = zeros(dict(live.leaves)), 0.0, [0.0] * len(beside)
+    for number, batch in enumerate(loss.batches):
+        out = answer_logits(live.model, batch)
+        share = loss.contribution(number, out)
+        with torch.no_grad():
+            others = [v + float(other.contribution(number, out)) for v, other in zip(others, beside, strict=True)]
         parts = torch.autograd.grad(share, leaves, allow_unused=True, materialize_grads=True)
         total = axpy(1.0, dict(zip(names, parts, strict=True)), total)
         value += float(share.detach())
     if not (torch.isfinite(torch.tensor(value)) and is_finite(total)):
         raise NumericalError(f"the loss `{loss.name}` or its gradient is not finite - {value}",
                              hint="use --dtype float32, or a lower --max-drift")
-    return value, {name: t.detach() for name, t in total.items()}
+    return value, tuple(others), {name: t.detach() for name, t in total.items()}
 
 
 def answer_tokens(batches: Sequence[Batch]) -> int:
@@ -167,17 +195,21 @@ Reference = Callable[[int], Tensor]
 """Number of a batch -> log-probabilities [N, V] of the distribution held fixed."""
 
 
-def kl_divergence(name: str, batches: Sequence[Batch], reference: Reference, *,
-                  target: float | None = None) -> Loss:
+def kl_divergence(name: str, batches: Sequence[Batch], reference: Reference, *, target: float | None = None,
+                  temperature: float = 1.0) -> Loss:
     """Mean of KL(reference || model) over all answer tokens, nats per token.
 
-    Zero with zero gradient where the model equals the reference; its Hessian there is the Fisher matrix.
+    Zero with zero gradient where the model equals the reference; its Hessian there is the Fisher matrix. With a
+    temperature T both distributions have their logits divided by T, and the divergence is multiplied by T^2, which
+    keeps the size of its gradient (Hinton et al. 2015, section 2.1): where answers are all but certain, it still feels
+    how the rest of the vocabulary moves.
 
     Args:
         name: What the loss is called.
         batches: The rows.
         reference: Log-probabilities of the fixed distribution, in the order of `answer_logits`.
         target: Value of the base model.
+        temperature: T.
 
     Returns:
         The loss.
@@ -186,10 +218,12 @@ def kl_divergence(name: str, batches: Sequence[Batch], reference: Reference, *,
 
     def contribution(number: int, out: AnswerLogits) -> Tensor:
         fixed = reference(number).to(out.logits)
-        log_p = torch.log_softmax(out.logits, dim=-1)
-        return functional.kl_div(log_p, fixed, log_target=True, reduction="sum") * weight
+        if temperature != 1.0:
+            fixed = torch.log_softmax(fixed / temperature, dim=-1)
+        log_p = torch.log_softmax(out.logits / temperature, dim=-1)
+        return functional.kl_div(log_p, fixed, log_target=True, reduction="sum") * (weight * temperature ** 2)
 
-    return Loss(name, batches, contribution, weight, target)
+    return Loss(name, batches, contribution, weight, target, temperature)
 
 
 def row_count(batches: Sequence[Batch]) -> int:

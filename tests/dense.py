@@ -57,12 +57,12 @@ def jacobian(live: LiveModel, batch: Batch) -> tuple[Tensor, Tensor]:
     return logits_of(live, theta, batch).detach(), derivative
 
 
-def gauss_newton(live: LiveModel, batches: Sequence[Batch]) -> Tensor:
-    """Mean over answer tokens of J'(diag p - p p')J, [d, d], token by token."""
+def gauss_newton(live: LiveModel, batches: Sequence[Batch], temperature: float = 1.0) -> Tensor:
+    """Mean over answer tokens of J'(diag p - p p')J, [d, d], token by token; p of logits over a temperature."""
     total, tokens = torch.zeros(0), 0
     for batch in batches:
         logits, derivative = jacobian(live, batch)
-        for z, j in zip(logits, derivative, strict=True):
+        for z, j in zip(logits / temperature, derivative, strict=True):
             p = torch.exp(z - torch.logsumexp(z, 0))
             term = j.T @ (torch.diag(p) - torch.outer(p, p)) @ j
             total, tokens = (total + term if tokens else term), tokens + 1
@@ -90,13 +90,18 @@ def cross_entropy(live: LiveModel, theta: Tensor, batches: Sequence[Batch]) -> T
     return torch.stack(terms).mean()
 
 
-def divergence(live: LiveModel, theta: Tensor, batches: Sequence[Batch], reference: Sequence[Tensor]) -> Tensor:
-    """Mean over all answer tokens of sum_k q_k (log q_k - log p_k), q the reference's probabilities [N, V] a batch."""
+def divergence(live: LiveModel, theta: Tensor, batches: Sequence[Batch], reference: Sequence[Tensor],
+               temperature: float = 1.0) -> Tensor:
+    """Mean over all answer tokens of sum_k q_k (log q_k - log p_k), q the reference's probabilities [N, V] a batch.
+
+    At a temperature T q and p are taken to the power 1/T and brought back to a sum of 1, and the mean is times T^2.
+    """
     terms = []
     for batch, fixed in zip(batches, reference, strict=True):
         for z, q in zip(logits_of(live, theta, batch), fixed, strict=True):
-            p = torch.exp(z) / torch.exp(z).sum()
-            terms.append((q * torch.log(q / p)).sum())
+            p = torch.exp(z) ** (1 / temperature) / (torch.exp(z) ** (1 / temperature)).sum()
+            soft = q ** (1 / temperature) / (q ** (1 / temperature)).sum()
+            terms.append((soft * torch.log(soft / p)).sum() * temperature**2)
     return torch.stack(terms).mean()
 
 

@@ -101,18 +101,34 @@ def test_the_gradient_does_not_depend_on_the_batch_size(live: LiveModel, batch_s
     assert dense.relative_error(dense.flat(found), dense.flat(wanted)) < 1e-12
 
 
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
 @pytest.mark.parametrize("batch_size", SIZES)
-def test_divergence_is_the_written_out_sum_for_every_batch_size(live: LiveModel, batch_size: int):
+def test_divergence_is_the_written_out_sum_for_every_batch_size(live: LiveModel, batch_size: int, temperature: float):
     batches = ragged_batches(7, batch_size=batch_size)
     reference, probabilities = _reference(live, batches), dense.probabilities(live, batches)
     write_params(live, moved(live, by=0.2, seed=5))
     theta = dense.flat(live.leaves)
-    wanted = float(dense.divergence(live, theta, batches, probabilities))
-    loss = losses.kl_divergence("D", batches, reference.__getitem__)
+    wanted = float(dense.divergence(live, theta, batches, probabilities, temperature))
+    loss = losses.kl_divergence("D", batches, reference.__getitem__, temperature=temperature)
     value, found = losses.gradient(live, loss)
     assert value == pytest.approx(wanted, rel=1e-9) == loss.value(live.model) and wanted > 0.01
-    slope = dense.gradient(lambda t: dense.divergence(live, t, batches, probabilities), theta)
+    slope = dense.gradient(lambda t: dense.divergence(live, t, batches, probabilities, temperature), theta)
     assert dense.relative_error(dense.flat(found), slope) < 1e-9
+
+
+def test_losses_over_the_same_batches_are_measured_from_one_forward_pass(
+        live: LiveModel, monkeypatch: pytest.MonkeyPatch):
+    batches = ragged_batches(7, batch_size=3)
+    reference = _reference(live, batches)
+    both = [losses.cross_entropy("ce", batches), losses.kl_divergence("D", batches, reference.__getitem__)]
+    write_params(live, moved(live, by=0.2, seed=5))
+    wanted, (value, slope) = [loss.value(live.model) for loss in both], losses.gradient(live, both[0])
+    calls, run = [], losses.answer_logits
+    monkeypatch.setattr(losses, "answer_logits", lambda *given: calls.append(given) or run(*given))
+    assert losses.values(live.model, both) == pytest.approx(wanted, rel=1e-12) and len(calls) == len(batches)
+    found, others, same = losses.gradient_beside(live, both[0], both[1:])
+    assert (found, others) == (value, (pytest.approx(wanted[1], rel=1e-12),)) and len(calls) == 2 * len(batches)
+    assert all(torch.equal(same[name], slope[name]) for name in slope)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -25,12 +25,17 @@ RowScores = dict[str, Tensor]
 """Adapter parameter name -> [rows of the batch, *shape of the parameter]."""
 
 
-def sampled_score(out: AnswerLogits, *, generator: torch.Generator, weight: float = 1.0) -> Tensor:
-    """Return `weight` times the sum over tokens of log p(label drawn from p); its gradient is the score."""
-    log_p = torch.log_softmax(out.logits, dim=-1)
+def sampled_score(out: AnswerLogits, *, generator: torch.Generator, weight: float = 1.0,
+                  temperature: float = 1.0) -> Tensor:
+    """Return `weight` times the sum over tokens of log p(label drawn from p); its gradient is the score.
+
+    With a temperature T, p has its logits divided by T and the sum is multiplied by T: the mean of squared scores is
+    then the Gauss-Newton matrix of `kl_divergence` at that temperature.
+    """
+    log_p = torch.log_softmax(out.logits / temperature, dim=-1)
     # Drawn on the CPU from one generator, so that a seed gives the same labels on every device.
     labels = torch.multinomial(log_p.detach().exp().cpu(), 1, generator=generator).to(log_p.device)
-    return log_p.gather(1, labels).sum() * weight
+    return log_p.gather(1, labels).sum() * (weight * temperature)
 
 
 def per_row_gradients(live: LiveModel, batch: Batch, scalar: Callable[[AnswerLogits], Tensor]) -> RowScores:
@@ -101,7 +106,8 @@ def score_rows(live: LiveModel, losses: Sequence[Loss], *, seed: int) -> Iterato
     generator = torch.Generator().manual_seed(seed)
     first = 0
     for loss in losses:
-        score = partial(sampled_score, generator=generator, weight=loss.token_weight ** 0.5)
+        score = partial(sampled_score, generator=generator, weight=loss.token_weight ** 0.5,
+                        temperature=loss.temperature)
         for batch in loss.batches:
             yield batch.rows + first, per_row_gradients(live, batch, score)
         first += row_count(loss.batches)

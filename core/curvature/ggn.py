@@ -27,12 +27,13 @@ PARTS = 4
 
 @dataclass(frozen=True)
 class _Linearised:
-    """One micro-batch: its logits, J'u as a function of the dummy u, and the token weight."""
+    """One micro-batch: its logits, J'u as a function of the dummy u, and what the loss says of a token."""
 
     logits: Tensor
     dummy: Tensor
     pullback: tuple[Tensor, ...]
     weight: float
+    temperature: float
 
 
 class _AnswerLogits(nn.Module):
@@ -65,18 +66,18 @@ class GaussNewton:
         self._point = {name: leaf.detach().clone().requires_grad_() for name, leaf in live.leaves.items()}
         self._placed = {full_name[id(leaf)]: self._point[name] for name, leaf in live.leaves.items()}
         self._module = _AnswerLogits(live.model)
-        self._work = [(part, loss.token_weight) for loss in losses if loss.token_weight > 0 for batch in loss.batches
+        self._work = [(part, loss) for loss in losses if loss.token_weight > 0 for batch in loss.batches
                       for part in ([batch] if keep_graph else _parts(batch))]
         self.keep_graph = keep_graph
         self._kept = [self._linearise(*item) for item in self._work] if keep_graph else None
         self.products = 0
 
-    def _linearise(self, batch: Batch, weight: float) -> _Linearised:
+    def _linearise(self, batch: Batch, loss: Loss) -> _Linearised:
         logits = functional_call(self._module, self._placed, (batch,))
         dummy = torch.zeros_like(logits, requires_grad=True)
         pullback = torch.autograd.grad(logits, list(self._point.values()), dummy, create_graph=True,
                                        allow_unused=True, materialize_grads=True)
-        return _Linearised(logits, dummy, pullback, weight)
+        return _Linearised(logits, dummy, pullback, loss.token_weight, loss.temperature)
 
     def matvec(self, v: Params) -> Params:
         """Return G v (nats per token by parameter)."""
@@ -91,7 +92,7 @@ class GaussNewton:
         names, leaves = list(self._point), list(self._point.values())
         directional = torch.autograd.grad(piece.pullback, piece.dummy, [v[name] for name in names],
                                           retain_graph=True)[0]
-        weighted = _softmax_hessian(piece.logits.detach(), directional) * piece.weight
+        weighted = _softmax_hessian(piece.logits.detach() / piece.temperature, directional) * piece.weight
         back = torch.autograd.grad(piece.logits, leaves, weighted, retain_graph=self.keep_graph,
                                    allow_unused=True, materialize_grads=True)
         return dict(zip(names, back, strict=True))

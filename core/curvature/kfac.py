@@ -71,7 +71,8 @@ def kronecker_factors(live: LiveModel, losses: Sequence[Loss], *, seed: int) -> 
     sums = {name: tuple(torch.zeros(n, n, dtype=torch.float64, device=leaf.device) for n in leaf.shape)
             for name, leaf in live.leaves.items()}
     for loss in losses:
-        score = partial(sampled_score, generator=generator, weight=loss.token_weight ** 0.5)
+        score = partial(sampled_score, generator=generator, weight=loss.token_weight ** 0.5,
+                        temperature=loss.temperature)
         for batch in loss.batches:
             for name, inputs, grad in token_gradients(live, batch, score):
                 g, x = grad.flatten(0, 1).double(), inputs.flatten(0, 1).double()

@@ -29,6 +29,10 @@ Answers = dict[str, tuple[Answer, ...]]
 REFUSAL_TOKENS = 32
 """Tokens by which an answer has said that it refuses."""
 
+DRIFT_TEMPERATURE = 2.0
+"""Of the divergence that steps keep low. A tuned model is all but certain of most tokens of its own answers, so its KL
+at temperature 1 hardly feels how the rest moves, and steps overfit the few retain rows."""
+
 LEAST_BASE_REFUSALS = 0.8
 """A base that refuses fewer of the harmful prompts cannot teach refusal by its own answers."""
 
@@ -122,7 +126,9 @@ def prepare(session: Session, examiner: Examiner, rows: Selection, *, objective:
     if not retain:
         raise UsageError("no usable retain row - the base refuses them all", hint="give rows with --task FILE")
     retain_batches = examiner.batches(retain)
-    drift = kl_divergence("drift", retain_batches, _reference(live.model, retain_batches, on_disk), target=None)
+    reference = _reference(live.model, retain_batches, on_disk)
+    drift, softened = (kl_divergence("drift", retain_batches, reference, temperature=temperature)
+                       for temperature in (1.0, DRIFT_TEMPERATURE))
     kept_drift, _ = _retain_pairs(examiner, (*rows.held_out["task"], *rows.held_out["benign"]),
                                   (*tuned["task"], *tuned["benign"]), (*base["task"], *base["benign"]))
     drift_batches = examiner.batches(kept_drift)
@@ -132,7 +138,7 @@ def prepare(session: Session, examiner: Examiner, rows: Selection, *, objective:
     counts = {"safe_rows": _rows(safe), "harmful_rows": _rows(harmful), "retain_rows": len(retain),
               "retain_rows_base_refuses": refused, "drift_rows_held_out": len(kept_drift),
               "held_out_prompts_tuned_refuses": sum(answer.verdict.refused for answer in tuned["harmful"])}
-    return Prepared(Problem(live, safety_losses(objective, data), drift), data, held_out,
+    return Prepared(Problem(live, safety_losses(objective, data), drift, softened), data, held_out,
                     {"tuned": _held(tuned, rows), "base": _held(base, rows)}, losses, counts,
                     _warnings(counts, rows), tokens_of(tuned) + tokens_of(base))
 

@@ -1,8 +1,9 @@
-"""Damped second-order steps on J = S + mu D under a drift budget, strength chosen by measured drift alone.
+"""Damped second-order steps on J = S + mu P under a drift budget, strength chosen by measured drift alone.
 
-Each step solves delta = -(F + lambda I)^-1 grad J, is cut to a trust region and to the drift that the quadratic model
-predicts, and is taken only if J falls and the *measured* drift on the fit rows stays within the budget. lambda follows
-the ratio of measured to predicted decrease (Levenberg-Marquardt; Nocedal and Wright 2006, chapter 4).
+P is the drift D, or D at a temperature, which few rows tell more by. Each step solves delta = -(F + lambda I)^-1 grad J
+with F the Gauss-Newton matrix of P, is cut to a trust region and to the drift that the quadratic model predicts, and
+is taken only if J falls and the *measured* D on the fit rows stays within the budget. lambda follows the ratio of
+measured to predicted decrease (Levenberg-Marquardt; Nocedal and Wright 2006, chapter 4).
 """
 
 from __future__ import annotations
@@ -19,9 +20,15 @@ from ..curvature.engines import ENGINES, EngineInputs
 from ..curvature.lbfgs import Pairs, two_loop
 from ..curvature.operator import CurvatureOperator, Solution
 from ..errors import NumericalError
-from ..losses import Loss, gradient
+from ..losses import Loss, gradient, gradient_beside, values
 from ..params import Params, axpy, dot, scale, zeros
 from .step import step_length
+
+UNSPENT = 0.7
+"""Of the budget: below it the drift's weight is halved, so that the last steps buy safety with what is left."""
+
+LEAST_WEIGHT = 0.25
+"""Of the weight at the start: with less, benign prompts were refused that no fit row stands for."""
 
 MEMORY = 10
 """Secant pairs kept: two adapter vectors each."""
@@ -34,12 +41,19 @@ class Problem:
     Attributes:
         live: The model; its adapter is moved in place.
         safety: Terms of S.
-        drift: D = KL(tuned || model) on retain rows.
+        drift: D = KL(tuned || model) on retain rows: what the budget bounds and reports state.
+        penalty: P, what steps keep low in its place, over the same batches; D itself where none is given.
     """
 
     live: LiveModel
     safety: tuple[Loss, ...]
     drift: Loss
+    penalty: Loss | None = None
+
+    @property
+    def kept_low(self) -> Loss:
+        """P."""
+        return self.penalty or self.drift
 
 
 @dataclass(frozen=True)
@@ -50,7 +64,8 @@ class Settings:
         engine: Name of a curvature engine.
         max_drift: Budget for D on the fit rows, nats per token, obeyed by the outcome.
         max_steps: Accepted steps at most.
-        drift_weight: mu at the start; doubled while drift stays above what the path allows.
+        drift_weight: mu at the start; doubled while drift stays above what the path allows, halved (to a quarter at
+            least) while 30% of the budget or more is unspent.
         path_slack: How many times the budget D may be on the way; what is allowed shrinks to the budget itself over
             the first 70% of the steps. Held to the budget from the start, steps creep along its boundary.
         damping: Initial lambda as a fraction of the mean diagonal of F.
@@ -69,7 +84,7 @@ class Settings:
     max_steps: int = 10
     drift_weight: float = 0.1
     path_slack: float = 4.0
-    damping: float = 16.0
+    damping: float = 1.0
     tries: int = 8
     max_products: int = 4
     near: float = 0.05
@@ -115,13 +130,14 @@ class Cost:
 
 @dataclass(frozen=True)
 class Point:
-    """Values and gradients at accepted parameters; `safety` has a value a term."""
+    """Values and gradients at accepted parameters; `safety` has a value a term, `penalty` is P."""
 
     params: Params
     safety: tuple[float, ...]
     drift: float
+    penalty: float
     safety_gradient: Params
-    drift_gradient: Params
+    penalty_gradient: Params
 
 
 @dataclass(frozen=True)
@@ -130,7 +146,7 @@ class Attribution:
 
     Gradient times change summed along the steps (integrated gradients along the path taken). The gradient of a step
     is the mix of those at its ends that explains the measured change, so that the parts add up to it; an even mix
-    (the trapezoid) is off by half where one step removes most of S.
+    (the trapezoid) is off by half where one step removes most of S. The rise of D is shared out by the gradient of P.
     """
 
     gain: dict[str, float]
@@ -140,7 +156,7 @@ class Attribution:
         """Return the account with one more step of the path."""
         change = axpy(-1.0, here.params, there.params)
         gain = _explained(change, here.safety_gradient, there.safety_gradient, sum(there.safety) - sum(here.safety))
-        cost = _explained(change, here.drift_gradient, there.drift_gradient, there.drift - here.drift)
+        cost = _explained(change, here.penalty_gradient, there.penalty_gradient, there.drift - here.drift)
         return Attribution({name: self.gain.get(name, 0.0) - gain[name] for name in gain},
                            {name: self.cost.get(name, 0.0) + cost[name] for name in cost})
 
@@ -176,11 +192,12 @@ class Outcome:
 
 @dataclass
 class _State:
-    """What one attempt hands to the next."""
+    """What one attempt hands to the next; `exchange` is D / P where it was measured last, `radius` is one of D."""
 
     damping: float
     radius: float
     weight: float
+    exchange: float = 1.0
     steps: list[Step] = field(default_factory=list)
     cost: Cost = field(default_factory=Cost)
     diagonal: Diagonal | None = None
@@ -191,20 +208,22 @@ class _State:
 def evaluate(problem: Problem, params: Params, cost: Cost) -> Point:
     """Move to `params` and take values and gradients of S and D there: one gradient pass."""
     write_params(problem.live, params)
-    values, total = [], zeros(params)
+    numbers, total = [], zeros(params)
     for loss in problem.safety:
         value, part = gradient(problem.live, loss)
-        values.append(value)
+        numbers.append(value)
         total = axpy(1.0, part, total)
-    drift, drift_gradient = gradient(problem.live, problem.drift)
+    penalty, (drift,), penalty_gradient = gradient_beside(problem.live, problem.kept_low, [problem.drift])
     cost.gradient_passes += 1
-    return Point(params, tuple(values), drift, total, drift_gradient)
+    return Point(params, tuple(numbers), drift, penalty, total, penalty_gradient)
 
 
-def _values(problem: Problem, params: Params, cost: Cost) -> tuple[tuple[float, ...], float]:
+def _values(problem: Problem, params: Params, cost: Cost) -> tuple[tuple[float, ...], float, float]:
+    """Return S by term, D and P."""
     write_params(problem.live, params)
     cost.forward_passes += 1
-    return tuple(loss.value(problem.live.model) for loss in problem.safety), problem.drift.value(problem.live.model)
+    drift, penalty = values(problem.live.model, [problem.drift, problem.kept_low])
+    return tuple(loss.value(problem.live.model) for loss in problem.safety), drift, penalty
 
 
 def is_restored(safety: Sequence[float], start: Sequence[float], losses: Sequence[Loss], near: float) -> bool:
@@ -253,7 +272,7 @@ def minimise(problem: Problem, settings: Settings, *, progress: Progress = no_pr
         attribution = attribution.extended(point, following)
         point = following
         feasible = point if point.drift <= settings.max_drift else feasible
-        state.weight *= 2.0 if point.drift > settings.allowed(number + 1) else 1.0
+        state.weight = _reweighted(state.weight, point.drift, settings, number)
         if not _passes_left(settings, state):
             break
         if point is feasible and state.steps[-1].decrease < settings.least_decrease * sum(start.safety):
@@ -270,10 +289,17 @@ def minimise(problem: Problem, settings: Settings, *, progress: Progress = no_pr
     return Outcome(point, start, tuple(state.steps), why, state.cost, attribution)
 
 
+def _reweighted(weight: float, drift: float, settings: Settings, number: int) -> float:
+    """The weight of P after a step: twice where drift is over what the next may have, half where it is unspent."""
+    if drift > settings.allowed(number + 1):
+        return 2.0 * weight
+    return max(0.5 * weight, LEAST_WEIGHT * settings.drift_weight) if drift < UNSPENT * settings.max_drift else weight
+
+
 def _operator(problem: Problem, settings: Settings, state: _State) -> CurvatureOperator:
     """Make the engine's operator at the model's present parameters, counting its passes."""
     engine = ENGINES[settings.engine]
-    losses = (problem.drift,)
+    losses = (problem.kept_low,)
     if engine.needs_diagonal and state.diagonal is None:
         state.diagonal = diagonal_fisher(problem.live, losses, seed=settings.seed)
     if not state.steps:
@@ -307,20 +333,23 @@ def _search(problem: Problem, settings: Settings, state: _State, operator: Curva
         Parameters of the step, None where none is acceptable; and the gradients there where they were taken.
     """
     for attempt in range(settings.tries):
-        slope_of_j = axpy(state.weight, point.drift_gradient, point.safety_gradient)
-        before = sum(point.safety) + state.weight * point.drift
+        slope_of_j = axpy(state.weight, point.penalty_gradient, point.safety_gradient)
+        before = sum(point.safety) + state.weight * point.penalty
         solution = _solve(operator, slope_of_j, state)
         state.cost.curvature_products += solution.products
         delta, bend = scale(-1.0, solution.x), dot(solution.x, solution.image)
         length = step_length(metric=bend + state.damping * dot(delta, delta), bend=bend,
-                             slope=dot(point.drift_gradient, delta), drift=point.drift, radius=state.radius,
-                             budget=settings.allowed(number))
+                             slope=dot(point.penalty_gradient, delta), drift=point.penalty,
+                             radius=state.radius / state.exchange, budget=settings.allowed(number) / state.exchange)
         delta, bend = scale(length, delta), length * length * bend
         predicted = -(dot(slope_of_j, delta) + 0.5 * bend)
         at_once = sum(step.step == number - 1 for step in state.steps) == 1
         hopeful = attempt == 0 and at_once and _passes_left(settings, state) > 1
-        safety, drift, there = _tried(problem, axpy(1.0, delta, point.params), state.cost, with_gradient=hopeful)
-        after = sum(safety) + state.weight * drift
+        safety, drift, penalty, there = _tried(problem, axpy(1.0, delta, point.params), state.cost,
+                                               with_gradient=hopeful)
+        after = sum(safety) + state.weight * penalty
+        if 0 < drift < math.inf and 0 < penalty < math.inf:
+            state.exchange = drift / penalty
         accepted = math.isfinite(after) and after < before and drift <= max(settings.allowed(number), point.drift)
         state.steps.append(Step(number, after, drift, state.damping, accepted, predicted, before - after,
                                 solution.relative_residual))
@@ -334,16 +363,16 @@ def _search(problem: Problem, settings: Settings, state: _State, operator: Curva
 
 
 def _tried(problem: Problem, params: Params, cost: Cost, *,
-           with_gradient: bool) -> tuple[tuple[float, ...], float, Point | None]:
-    """Return S by term and D at `params`, with the gradients where they are asked for and finite."""
+           with_gradient: bool) -> tuple[tuple[float, ...], float, float, Point | None]:
+    """Return S by term, D and P at `params`, with the gradients where they are asked for and finite."""
     if not with_gradient:
         return *_values(problem, params, cost), None
     try:
         there = evaluate(problem, params, cost)
     except NumericalError:  # a step too far is rejected, not an end of the run
         cost.gradient_passes += 1
-        return (math.inf,), math.inf, None
-    return there.safety, there.drift, there
+        return (math.inf,), math.inf, math.inf, None
+    return there.safety, there.drift, there.penalty, there
 
 
 def _solve(operator: CurvatureOperator, v: Params, state: _State) -> Solution:
@@ -366,7 +395,7 @@ def _learn(state: _State, settings: Settings, here: Point, there: Point) -> None
     if not settings.secants:
         return
     step = axpy(-1.0, here.params, there.params)
-    change = axpy(state.weight, axpy(-1.0, here.drift_gradient, there.drift_gradient),
+    change = axpy(state.weight, axpy(-1.0, here.penalty_gradient, there.penalty_gradient),
                   axpy(-1.0, here.safety_gradient, there.safety_gradient))
     if dot(step, change) > 0:
         state.secants.append((step, change))
@@ -378,7 +407,7 @@ def _pull_back(problem: Problem, settings: Settings, state: _State, inside: Poin
     low, high = 0.0, 1.0
     for _ in range(8):
         middle = (low + high) / 2
-        _, drift = _values(problem, axpy(middle, way, inside.params), state.cost)
+        _, drift, _ = _values(problem, axpy(middle, way, inside.params), state.cost)
         low, high = (middle, high) if drift <= settings.max_drift else (low, middle)
     return evaluate(problem, axpy(low, way, inside.params), state.cost)
 

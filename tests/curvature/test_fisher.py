@@ -17,7 +17,7 @@ from saferestore.core.curvature.fisher import (
     score_rows,
 )
 from saferestore.core.data.batches import Batch
-from saferestore.core.losses import AnswerLogits, cross_entropy
+from saferestore.core.losses import AnswerLogits, cross_entropy, kl_divergence, log_probabilities
 from saferestore.core.params import Params
 from torch import Tensor, nn
 
@@ -103,6 +103,21 @@ def test_rows_are_the_scores_of_sampled_labels_over_the_root_of_all_tokens(famil
     tokens = sum(batch.answer_tokens for batch in batches)
     wanted = _one_backward_a_row(live, batches, _drawn(live, batches, 5)) / tokens**0.5
     assert dense.relative_error(found, wanted) < 1e-10
+
+
+def test_rows_at_a_temperature_are_scores_of_labels_drawn_from_the_softened_distribution():
+    live, batches = live_model(), ragged_batches(7, batch_size=3)
+    soft = kl_divergence("D", batches, log_probabilities(live.model, batches).__getitem__, temperature=2.5)
+    generator, wanted = torch.Generator().manual_seed(5), torch.zeros(7, sum(t.numel() for t in live.leaves.values()))
+    for batch in batches:
+        logits, derivative = dense.jacobian(live, batch)
+        p = torch.exp(logits / 2.5)
+        p = p / p.sum(dim=1, keepdim=True)
+        labels = torch.multinomial(p, 1, generator=generator).squeeze(1)
+        for (place, *_), j, soft_p, label in zip(dense.answer_positions(batch), derivative, p, labels, strict=True):
+            wanted[int(batch.rows[place])] += (j[label] - soft_p @ j).to(wanted)  # grad of 2.5 log p
+    tokens = sum(batch.answer_tokens for batch in batches)
+    assert dense.relative_error(_matrix(fisher(live, [soft], seed=5)).float(), wanted / tokens**0.5) < 1e-5
 
 
 def test_row_numbers_do_not_depend_on_the_order_of_batches():

@@ -50,6 +50,19 @@ def test_away_from_the_reference_the_divergence_has_the_same_products_as_cross_e
     assert dense.relative_error(dense.flat(found), dense.gauss_newton(live, batches) @ dense.flat(v)) < 1e-8
 
 
+@pytest.mark.parametrize("keep_graph", [True, False])
+def test_at_a_temperature_the_products_are_those_of_the_softened_distribution(keep_graph: bool):
+    live, batches = live_model(), ragged_batches()
+    soft = kl_divergence("D", batches, log_probabilities(live.model, batches).__getitem__, temperature=3.0)
+    v = vector_like(live.leaves, seed=1)
+    found, exact = GaussNewton(live, [soft], keep_graph=keep_graph).matvec(v), dense.gauss_newton(live, batches, 3.0)
+    assert dense.relative_error(dense.flat(found), exact @ dense.flat(v)) < 1e-8
+    assert dense.relative_error(exact, dense.gauss_newton(live, batches)) > 0.1
+    reference = dense.probabilities(live, batches)
+    bend = dense.hessian(lambda t: dense.divergence(live, t, batches, reference, 3.0), dense.flat(live.leaves))
+    assert dense.relative_error(exact, bend) < 1e-9  # at the reference it is the Hessian, too
+
+
 def test_a_sum_of_losses_has_the_sum_of_their_matrices_by_weight():
     live, first, second = live_model(), ragged_batches(5, seed=1), ragged_batches(4, seed=2)
     a, b = cross_entropy("a", first), cross_entropy("b", second)

@@ -27,7 +27,7 @@ NOWHERE = Distances(None, None)
 
 
 def outcome(cost: Cost) -> Outcome:
-    point = Point({}, (), 0.0, {}, {})
+    point = Point({}, (), 0.0, 0.0, {}, {})
     return Outcome(point, point, (), "max_steps", cost, Attribution({}, {}))
 
 

@@ -40,12 +40,13 @@ from ..cases import live_model, ragged_batches
 SAFE, RETAIN = ragged_batches(5, seed=1), ragged_batches(6, seed=2)
 
 
-def _problem(*, target: float | None = 0.0, safety: Loss | None = None) -> Problem:
-    """Learn some answers while other rows keep their distributions."""
+def _problem(*, target: float | None = 0.0, safety: Loss | None = None, temperature: float | None = None) -> Problem:
+    """Learn some answers while other rows keep their distributions, held by a softened divergence if asked."""
     live = live_model()
     reference = log_probabilities(live.model, RETAIN)
     drift = kl_divergence("D", RETAIN, reference.__getitem__)
-    return Problem(live, (safety or cross_entropy("anchor", SAFE, target=target),), drift)
+    soft = kl_divergence("P", RETAIN, reference.__getitem__, temperature=temperature) if temperature else None
+    return Problem(live, (safety or cross_entropy("anchor", SAFE, target=target),), drift, soft)
 
 
 def _measured(problem: Problem) -> tuple[float, float]:
@@ -62,10 +63,12 @@ def _same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return all(torch.equal(a[name], b[name]) for name in a)
 
 
-@pytest.fixture(scope="module", params=ENGINES)
+@pytest.fixture(scope="module", params=[(engine, None) for engine in ENGINES] + [("fisher", 2.0), ("cg", 3.0)])
 def ran(request: pytest.FixtureRequest) -> tuple[Problem, Settings, Outcome]:
     """A short run of every engine."""
-    problem, settings = _problem(), Settings(engine=request.param, max_drift=0.05, max_steps=4, max_products=4)
+    engine, temperature = request.param
+    problem = _problem(temperature=temperature)
+    settings = Settings(engine=engine, max_drift=0.05, max_steps=4, max_products=4)
     return problem, settings, minimise(problem, settings)
 
 
@@ -157,7 +160,7 @@ def test_attributions_add_up_to_the_measured_changes(ran: tuple[Problem, Setting
 def _point(x: float, value: float, slope: float) -> Point:
     """A function of one parameter with safety = drift = `value`."""
     params, gradient_there = ({"x": torch.tensor([t], dtype=torch.float64)} for t in (x, slope))
-    return Point(params, (value,), value, gradient_there, gradient_there)
+    return Point(params, (value,), value, value, gradient_there, gradient_there)
 
 
 def test_a_step_along_which_nothing_has_a_slope_explains_nothing():
@@ -175,7 +178,7 @@ def test_parts_are_the_integrated_gradients_but_for_an_error_of_second_order():
             x, y = 1 + t * h, 1 + 2 * t * h
             value = torch.tensor(4 * x**3 + y**2).double(), torch.tensor(2 * x * y).double()
             slopes = dict(zip("xy", value, strict=True))
-            return Point({"x": torch.tensor(x).double(), "y": torch.tensor(y).double()}, (x**4 + x * y**2,), 0.0,
+            return Point({"x": torch.tensor(x).double(), "y": torch.tensor(y).double()}, (x**4 + x * y**2,), 0.0, 0.0,
                          slopes, slopes)
 
         found = Attribution({}, {}).extended(point(0.0), point(1.0)).gain["x"]

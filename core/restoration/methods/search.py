@@ -96,8 +96,8 @@ def _outcome(inputs: Inputs, start: Params, end: Params, why: str, steps: list[S
     The account takes S, D and their gradients at both ends: two passes, counted apart because they are no part of the
     method.
     """
-    account = Cost()
-    first, last = evaluate(inputs.problem, start, account), evaluate(inputs.problem, end, account)
+    account, exact = Cost(), replace(inputs.problem, penalty=None)
+    first, last = evaluate(exact, start, account), evaluate(exact, end, account)
     inputs.cost.account_passes += account.gradient_passes
     if all(torch.equal(start[name], end[name]) for name in start):
         steps, why = [replace(step, accepted=False) for step in steps], "no_change"
