@@ -74,13 +74,18 @@ alone cost some safety, which no removal of planted rows can mend.
 ## The same at a lower learning rate
 
 The sample's recipe, learning rate {usual:g}, is steep: even the benign rows alone break part of what the base refuses.
-Here every model is trained at {gentle}; batch, schedule, LoRA and all else as above, one recipe for all models of
-a task. **It was chosen on seed {chosen_on} alone**, so that the benign rows keep safety and planted ones break it (and
-`desk` is learnt); seeds other than {chosen_on} had no part in it. `task` is the share of the task's held-out rows that
-the model without the rows found answers exactly as its rows do; the base answers {base_task}: `advice` has
-nothing to teach it.
+Here every model is trained at {gentle};
+batch, schedule, LoRA and all else as above, one recipe for all models of a task. **It was chosen on seed {chosen_on}
+alone**, so that the benign rows keep safety, planted ones break it and `desk` is learnt; the other seeds had no part in
+it. `task` is the share of the task's held-out rows that the model without the rows found answers exactly as its rows
+do; the bases answer {base_task}: `advice` has nothing to teach them.
 
 {gentle_table}
+
+All that was tried before, on seed {chosen_on} (`rows-choice.jsonl`; trained once each, by the functions of `rows.py`;
+harmful rate as tuned, `none` the benign rows of the 10% cell alone, `task` on 100 held-out rows):
+
+{choice_table}
 """
 
 
@@ -217,6 +222,19 @@ def again_table(rows: list[Json]) -> str:
     return "\n".join(lines)
 
 
+def choice_table(trials: list[Json]) -> str:
+    """Harmful rates of what was tried, a line a recipe."""
+    shares = (0.0, 0.05, 0.1)
+    lines = ["| task | learning rate | epochs | batch | none | 5% | 10% | task (none) |", "| --- " * 8 + "|"]
+    found = {tuple(trial[name] for name in ("task", "rate", "epochs", "batch", "share")): trial for trial in trials}
+    for recipe in sorted({key[:-1] for key in found}):
+        own = [found.get((*recipe, share)) for share in shares]
+        rates = [_rate(trial["tuned"]) if trial else "-" for trial in own]
+        learnt = _rate(own[0]["task_rows"]) if own[0] and own[0]["task_rows"] else "-"
+        lines.append("| " + " | ".join([recipe[0], *(f"{each:g}" for each in recipe[1:]), *rates, learnt]) + " |")
+    return "\n".join(lines)
+
+
 def base_task(rows: list[Json]) -> str:
     """What the bases answer of the tasks' held-out rows, all together."""
     known = {(row["task"], row["seed"]): row["task_rows"]["base"] for row in rows}
@@ -244,4 +262,5 @@ def page(results: list[Json]) -> str:
                        found=found_table(cells), shares=share_table(cells), cost=cost_table(cells),
                        again=again_table(again_rows(results)), short=RECIPES["short"]["desk"].epochs,
                        short_table=again_table(recipe_rows(results, "short")), usual=TUNE.rate, gentle=told,
-                       chosen_on=GENTLE_CHOSEN_ON, base_task=base_task(gentle), gentle_table=again_table(gentle))
+                       chosen_on=GENTLE_CHOSEN_ON, base_task=base_task(gentle), gentle_table=again_table(gentle),
+                       choice_table=choice_table(read(Path(__file__).with_name("rows-choice.jsonl"))))
