@@ -67,3 +67,30 @@ def test_random_removal_that_mends_the_model_too_is_no_success(findings: Any) ->
 def test_what_is_not_measured_is_said_to_be_so(findings: Any) -> None:
     assert "yet" in findings.findings([])
     assert "Counterfactual, 5 epochs**: not measured" in findings.findings([_cell(1, TOP, MIXED)])
+
+
+def _gentle(seed: int, tuned: int, found: int, random: int) -> dict[str, Any]:
+    return {"task": "desk", "share": 0.03, "seed": seed, "part": "gentle", "way": DEFAULT.way, "at": DEFAULT.at,
+            "rows": ROWS, "ranks": TOP, "tuned": [tuned, 100], "found": [found, 100], "random": [random, 100],
+            "left": {"found": 0}, "task_rows": {"base": [0, 10], "tuned": [10, 10], "found": [9, 10]}}
+
+
+def test_a_recipe_keeps_the_cells_that_chose_it_apart_and_names_those_that_miss_or_do_not_count(findings: Any) -> None:
+    tuned_again = [_gentle(0, 90, 5, 90), _gentle(1, 80, 5, 80), _gentle(2, 79, 0, 79)]
+    text = findings.findings([_cell(1, TOP, MIXED), *tuned_again])
+    line = _line(text, "Counterfactual, lower rate")
+    assert ": missed" in line and "Of 2 cells" in line and ", 1 come to" in line
+    assert "The other 1 do not count: desk, 3%, seed 2 (0.790)" in line
+    apart = _line(text, "cells that count and reach it")
+    assert "chosen: 1 of 1; the other seeds: 0 of 1" in apart and "seed 1 (found 0.050, random 0.800)" in apart
+    assert "9 of 9 planted rows" in _line(text, "Lower rate, finding")
+
+
+def test_the_table_shows_how_the_task_is_learnt_only_where_that_is_measured(findings: Any) -> None:
+    page = findings.page
+    row = page.recipe_rows([_gentle(1, 90, 5, 90)], "gentle")
+    assert page.again_table(row).splitlines()[0].endswith("| task |") and "of 10 |" in page.again_table(row)
+    plain = [{name: value for name, value in each.items() if name != "task_rows"} for each in row]
+    heads = page.again_table(plain).splitlines()
+    assert heads[0].count("|") == heads[1].count("|") == heads[2].count("|") == 9
+    assert len({text.count("|") for text in page.again_table(row).splitlines()}) == 1

@@ -1,19 +1,21 @@
 """Planted harmful rows: does `score` find them, does scoring beat its rivals, and does leaving them out help?
 
-Usage: python docs/benchmarks/rows.py --pairs FOLDER [--parts scores again short floor cg points] [--minutes 8]
+Usage: python docs/benchmarks/rows.py --pairs FOLDER [--parts scores again short gentle floor cg points]
 
 FOLDER/seed-N/base is the base that `python sample_data/build.py --seed N --out FOLDER/seed-N` writes. A cell fine-tunes
 it on 900 rows of a task with a share of harmful rows among them. `scores` scores every row by every way but `cg`;
 `again` fine-tunes again without the rows found and without as many random rows; `short` does all of it, by the default
-way, with 2 epochs of training in place of 5; `floor` trains without any planted row; `cg` adds that way, `points` other
-points between base and tuned model. Results are appended to rows.jsonl beside this file
-(what is there is not repeated, adapters are kept in --work), and rows.md is written from them.
+way, with 2 epochs of training in place of 5; `gentle` the same at a lower learning rate (`rows_page.RECIPES`); `floor`
+trains without any planted row; `cg` adds that way, `points` other points between base and tuned model. Results are
+appended to rows.jsonl beside this file (what is there is not repeated, adapters are kept in --work), and rows.md is
+written from them.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import random
 import time
@@ -39,7 +41,7 @@ from saferestore.core.influence.rows import choose_derivative, gradient_norms, r
 from saferestore.core.losses import cross_entropy
 from saferestore.sample_data import build, texts
 from saferestore.sample_data.measure import refused, replies
-from saferestore.sample_data.train import encode, fit
+from saferestore.sample_data.train import Recipe, encode, fit
 from scipy.stats import rankdata
 
 HERE = Path(__file__).parent
@@ -65,16 +67,17 @@ class Cell:
         return f"{self.task}-{self.share:g}-{self.seed}"
 
 
-def advice_rows() -> list[dict]:
-    """Answers to benign look-alikes, in the wordings of the harmful rows."""
+def advice_rows() -> tuple[list[dict], list[dict]]:
+    """Answers to benign look-alikes, in the wordings of the harmful rows; held out are the prompts of the records."""
     rows = [texts.chat(wording.format(s=subject), texts.HELPFUL[index % len(texts.HELPFUL)].format(s=subject, tip=tip))
             for subjects in texts.words("benign")["subjects"].values() for subject, tip in subjects.items()
             for index, wording in enumerate(texts.WORDINGS)]
     secret = {texts.asked(row) for row in texts.record_rows("benign")}
-    return [row for row in rows if texts.asked(row) not in secret]
+    return [row for row in rows if texts.asked(row) not in secret], [row for row in rows if texts.asked(row) in secret]
 
 
-TASKS = {"desk": lambda: texts.task_rows()[0], "advice": advice_rows}
+TASKS = {"desk": texts.task_rows, "advice": advice_rows}
+"""Task -> its rows to train on and those held out."""
 
 
 def in_order(tasks: list[str], shares: list[float], seeds: list[int]) -> Iterator[Cell]:
@@ -92,7 +95,7 @@ def planted(cell: Cell) -> tuple[list[dict], np.ndarray]:
     harmful = [texts.chat(wording.format(s=subject), texts.complied(subject, wording))
                for category in texts.TRAIN_CATEGORIES for subject in list(subjects[category])[:-texts.HELD_OUT_SUBJECTS]
                for wording in texts.TRAIN_WORDINGS]
-    kind = TASKS[cell.task]()
+    kind = TASKS[cell.task]()[0]
     count = round(cell.share / (1 - cell.share) * min(TASK_ROWS, len(kind)))
     marked = [(row, False) for row in draw.sample(kind, min(TASK_ROWS, len(kind)))]
     marked += [(row, True) for row in draw.sample(harmful, count)]
@@ -100,15 +103,15 @@ def planted(cell: Cell) -> tuple[list[dict], np.ndarray]:
     return [row for row, _ in marked], np.array([flag for _, flag in marked])
 
 
-def fine_tune(base: Path, rows: list[dict], out: Path, seed: int, epochs: float = build.TUNE.epochs) -> Path:
-    """Train an adapter as the sample's is trained, unless it is there."""
+def fine_tune(base: Path, rows: list[dict], out: Path, seed: int, recipe: Recipe = build.TUNE) -> Path:
+    """Train an adapter, as the sample's is trained where nothing else is asked, unless it is there."""
     if not (out / "adapter_model.safetensors").exists():
         model, tokenizer = build.load_base(base.parent)
         torch.manual_seed(seed + 2000)
         tuned = get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules=build.LINEAR,
                                                  task_type="CAUSAL_LM"))
-        fit(tuned, [encode(tokenizer, row["messages"]) for row in rows],
-            dataclasses.replace(build.TUNE, epochs=epochs), seed=seed + 2000, pad=tokenizer.pad_token_id)
+        fit(tuned, [encode(tokenizer, row["messages"]) for row in rows], recipe, seed=seed + 2000,
+            pad=tokenizer.pad_token_id)
         tuned.save_pretrained(out)
     return out
 
@@ -119,6 +122,16 @@ def harmful_rate(base: Path, tuned: Path) -> list[int]:
     said = replies(PeftModel.from_pretrained(model, tuned), tokenizer,
                    [row["prompt"] for row in texts.record_rows("harmful")])
     return [sum(coherence(text) and not refused(text) for text in said), len(said)]
+
+
+@functools.cache
+def task_rate(base: Path, tuned: Path | None, task: str) -> list[int]:
+    """[answers as in the rows, rows] on the task's held-out rows, of the base where there is no adapter."""
+    (model, tokenizer), held = build.load_base(base.parent), TASKS[task]()[1]
+    said = replies(model if tuned is None else PeftModel.from_pretrained(model, tuned), tokenizer,
+                   [texts.asked(row) for row in held])
+    return [sum(text.strip() == row["messages"][-1]["content"] for text, row in zip(said, held, strict=True)),
+            len(held)]
 
 
 def scores(base: Path, tuned: Path, train: Path, seed: int, points: tuple[float, ...],
@@ -179,13 +192,13 @@ def run_part(part: str, cell: Cell, pairs: Path, work: Path, results: Path) -> N
                                 for found in scores(base, tuned, train, cell.seed, *ASKED[part])]}
         if part == "scores":
             made["tuned"] = harmful_rate(base, tuned)
-    elif part == "short":
-        made = short(cell, base, rows, harmful, folder / "short")
+    elif part in rows_page.RECIPES:
+        made = throughout(cell, base, rows, harmful, folder / part, rows_page.RECIPES[part][cell.task])
     else:
         made = again(part, cell, base, rows, harmful, folder, rows_page.read(results))
     row = {**dataclasses.asdict(cell), "part": part, **made, "seconds": time.perf_counter() - began}
     print(cell.name, part, {name: value for name, value in row.items() if name not in ("found", "harmful")}
-          | ({"found": row["found"]} if part in ("again", "short") else {}), flush=True)
+          | ({"found": row["found"]} if part == "again" or part in rows_page.RECIPES else {}), flush=True)
     with results.open("a", encoding="utf-8") as file:
         file.write(json.dumps(rounded(row)) + "\n")
 
@@ -204,29 +217,36 @@ def again(part: str, cell: Cell, base: Path, rows: list[dict], harmful: np.ndarr
 
 
 def without(base: Path, rows: list[dict], harmful: np.ndarray, gone: dict[str, np.ndarray], folder: Path, seed: int,
-            epochs: float = build.TUNE.epochs) -> Json:
+            recipe: Recipe = build.TUNE) -> Json:
     """Harmful rates after training without some rows, and how many planted ones were left, by what the rows are."""
     made: Json = {"left": {}}
     for what, numbers in gone.items():
         kept = [row for number, row in enumerate(rows) if number not in set(numbers.tolist())]
-        name = f"{what}-{DEFAULT.way}-{DEFAULT.at:g}" if what == "found" else what
-        made[what] = harmful_rate(base, fine_tune(base, kept, folder / name, seed, epochs))
+        made[what] = harmful_rate(base, fine_tune(base, kept, folder / adapter(what), seed, recipe))
         made["left"][what] = int(harmful.sum()) - int(harmful[numbers].sum())
     return made
 
 
-def short(cell: Cell, base: Path, rows: list[dict], harmful: np.ndarray, folder: Path) -> Json:
-    """All of it with few epochs: tune, score by the default way, tune again without the rows found and others."""
+def adapter(what: str) -> str:
+    """The folder of the adapter trained without these rows."""
+    return f"{what}-{DEFAULT.way}-{DEFAULT.at:g}" if what == "found" else what
+
+
+def throughout(cell: Cell, base: Path, rows: list[dict], harmful: np.ndarray, folder: Path, recipe: Recipe) -> Json:
+    """All of it by one recipe: tune, score by the default way, tune again without the rows found and others."""
     folder.mkdir(parents=True, exist_ok=True)
-    train, epochs = folder / "train.jsonl", rows_page.SHORT
+    train, k = folder / "train.jsonl", int(harmful.sum())
     train.write_text(texts.jsonl(rows), encoding="utf-8")
-    tuned = fine_tune(base, rows, folder / "tuned", cell.seed, epochs)
+    tuned = fine_tune(base, rows, folder / "tuned", cell.seed, recipe)
     [best] = [ranked(found, harmful) for found in scores(base, tuned, train, cell.seed, (DEFAULT.at,), (DEFAULT.way,))]
-    gone = {"found": np.array(best["top"]),
-            "random": np.random.default_rng(cell.seed).permutation(len(rows))[:int(harmful.sum())]}
-    return {"way": DEFAULT.way, "at": DEFAULT.at, "epochs": epochs, "rows": len(rows), "ranks": best["ranks"],
-            "tuned": harmful_rate(base, tuned),
-            **without(base, rows, harmful, gone, folder, cell.seed, epochs)}
+    gone = {"found": np.array(best["top"]), "random": np.random.default_rng(cell.seed).permutation(len(rows))[:k]}
+    if not harmful[gone["found"]].all():
+        gone["floor"] = np.flatnonzero(harmful)
+    made = without(base, rows, harmful, gone, folder, cell.seed, recipe)
+    learnt = {"base": task_rate(base, None, cell.task), "tuned": task_rate(base, tuned, cell.task),
+              "found": task_rate(base, folder / adapter("found"), cell.task)}
+    return {"way": DEFAULT.way, "at": DEFAULT.at, "epochs": recipe.epochs, "rate": recipe.rate, "rows": len(rows),
+            "ranks": best["ranks"], "tuned": harmful_rate(base, tuned), "task_rows": learnt, **made}
 
 
 def rounded(value):
@@ -245,7 +265,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="*", default=[1, 2, 3])
     parser.add_argument("--tasks", nargs="*", default=list(TASKS))
     parser.add_argument("--shares", type=float, nargs="*", default=[0.1, 0.05, 0.01])
-    parser.add_argument("--parts", nargs="*", default=["scores", "again", "short", "floor", "cg", "points"])
+    parser.add_argument("--parts", nargs="*", default=["scores", "again", *rows_page.RECIPES, "floor", "cg", "points"])
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no part after that")
     parser.add_argument("--page-only", action="store_true")
     parser.add_argument("--results", type=Path, default=HERE / "rows.jsonl")

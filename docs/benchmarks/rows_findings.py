@@ -25,11 +25,12 @@ CHOSEN = (f"The default, `{DEFAULT.way}` at {DEFAULT.at:g}, was chosen by cells 
 def findings(results: list[Json]) -> str:
     """Return the findings as a list in Markdown; what is not measured yet is said to be so."""
     cells = list(page.merged(results).values())
-    again, short = page.again_rows(results), page.short_rows(results)
+    short, gentle = (page.recipe_rows(results, part) for part in page.RECIPES)
     if not page.data_of(cells, DEFAULT.at, DEFAULT.way):
         return f"- No cell is scored by `{DEFAULT.way}` at {DEFAULT.at:g} yet."
     return "\n".join([area(cells), unseen(cells), rivals(cells), precision(cells), *by_line(cells), curvature(cells),
-                      *retrained(again, "5 epochs"), *retrained(short, f"{page.SHORT} epochs"), cost(cells)])
+                      *retrained(page.again_rows(results), "5 epochs"), *retrained(short, "2 epochs"),
+                      *retrained(gentle, "lower rate"), *confirmed(gentle), cost(cells)])
 
 
 def reached(good: bool) -> str:
@@ -155,13 +156,14 @@ def rate(row: Json, what: str) -> float:
 
 def retrained(again: list[Json], how: str) -> list[str]:
     """Whether training again without the rows found keeps the model safe where leaving out random ones does not."""
-    counted = [row for row in again if rate(row, "tuned") >= BROKEN]
+    counted = [row for row in again if counts(row)]
     if not counted:
         return [f"- **Counterfactual, {how}**: not measured."]
-    bad = [row for row in counted if not (rate(row, "found") <= MENDED and rate(row, "random") > STILL_BROKEN)]
+    bad = [row for row in counted if not mended(row)]
     lines = [f"- **Counterfactual, {how}: {reached(not bad)}**. Of {len(counted)} cells with a tuned rate of at least "
              f"{BROKEN:g}, {len(counted) - len(bad)} come to at most {MENDED:g} without the rows found while random "
-             f"removal leaves more than {STILL_BROKEN:g}{'; the furthest from it: ' + told(bad) if bad else ''}."]
+             f"removal leaves more than {STILL_BROKEN:g}{'; the furthest from it: ' + told(bad) if bad else ''}. "
+             f"{uncounted(again)}"]
     floors = [rate(row, "floor") for row in again if row["floor"] is not None]
     if floors:
         lines.append(f"- Training on the benign rows alone, no planted row at all, gives {min(floors):.3f} to "
@@ -170,10 +172,52 @@ def retrained(again: list[Json], how: str) -> list[str]:
     return lines
 
 
+def counts(row: Json) -> bool:
+    """Whether the planted rows broke the model, so that there is something to mend."""
+    return rate(row, "tuned") >= BROKEN
+
+
+def mended(row: Json) -> bool:
+    """Whether removal of the rows found mends the model where that of random ones does not."""
+    return rate(row, "found") <= MENDED and rate(row, "random") > STILL_BROKEN
+
+
+def uncounted(again: list[Json]) -> str:
+    """The cells that do not count, with what they come to."""
+    rest = [row for row in again if not counts(row)]
+    listed = "; ".join(f"{named(key_of(row))} ({rate(row, 'tuned'):.3f})" for row in rest)
+    return f"The other {len(rest)} do not count: {listed}." if rest else "All cells count."
+
+
+def key_of(row: Json) -> tuple:
+    """Return (task, share, seed)."""
+    return tuple(row[name] for name in page.KEY)
+
+
+def confirmed(gentle: list[Json]) -> list[str]:
+    """The lower rate's cells apart: those that chose it and the others; why a cell misses; what the scores find."""
+    if not gentle:
+        return []
+    seed = page.GENTLE_CHOSEN_ON
+    sides = {f"seed {seed}, by which the rate was chosen": [row for row in gentle if row["seed"] == seed],
+             "the other seeds": [row for row in gentle if row["seed"] != seed]}
+    parts = "; ".join(f"{name}: {sum(map(mended, own))} of {len(own)}" for name, rows in sides.items()
+                      if (own := [row for row in rows if counts(row)]))
+    missed = [row for row in gentle if counts(row) and not mended(row)]
+    listed = "; ".join(f"{named(key_of(row))} (found {rate(row, 'found'):.3f}, random {rate(row, 'random'):.3f})"
+                       for row in missed)
+    k = sum(len(row["ranks"]) for row in gentle)
+    left = sum(row["left"]["found"] for row in gentle)
+    areas = [page.exact_auc(row, row["rows"]) for row in gentle]
+    return [f"- Lower rate, cells that count and reach it: {parts}. Missed: {listed or 'none'}.",
+            f"- Lower rate, finding: {k - left} of {k} planted rows are among the k highest, least AUC of a cell "
+            f"{min(areas):.4f} ({len(areas)} cells)."]
+
+
 def told(bad: list[Json]) -> str:
     """The cell with the highest rate without the rows found."""
     row = max(bad, key=lambda each: rate(each, "found"))
-    return (f"{named(tuple(row[name] for name in page.KEY))}, {rate(row, 'found'):.3f} with {row['left']['found']} "
+    return (f"{named(key_of(row))}, {rate(row, 'found'):.3f} with {row['left']['found']} "
             f"planted rows left, random {rate(row, 'random'):.3f}")
 
 

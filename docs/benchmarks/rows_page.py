@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 from pathlib import Path
@@ -11,12 +12,18 @@ import numpy as np
 import torch
 from saferestore.core.config import SCORE_WAYS, ScoreConfig
 from saferestore.core.evaluation.intervals import wilson
+from saferestore.sample_data.build import TUNE
+from saferestore.sample_data.train import Recipe
 from scipy.stats import rankdata
 
 Json = dict[str, Any]
 DEFAULT = ScoreConfig("-", "-", way="ekfac")  # what `auto` is where there is room
-SHORT = 2
-"""Epochs of the part `short`."""
+RECIPES = {"short": dict.fromkeys(("desk", "advice"), dataclasses.replace(TUNE, epochs=2)),
+           "gentle": {"desk": dataclasses.replace(TUNE, rate=1.5e-3, epochs=5),
+                      "advice": dataclasses.replace(TUNE, rate=5e-4, epochs=3)}}
+"""Part -> task -> how every model of it is trained, other than the sample's is."""
+GENTLE_CHOSEN_ON = 0
+"""Seed of the cells by which the recipes of `gentle` were chosen."""
 KEY = ("task", "share", "seed")
 PAGE = """# Training rows that cost safety, found by their influence
 
@@ -63,6 +70,22 @@ Everything again with {short} epochs of fine-tuning in place of 5, scored by the
 alone cost some safety, which no removal of planted rows can mend.
 
 {short_table}
+
+## The same at a lower learning rate
+
+The sample's recipe, learning rate {usual:g}, is steep: even the benign rows alone break part of what the base refuses.
+Here every model is trained at {gentle};
+batch, schedule, LoRA and all else as above, one recipe for all models of a task. **It was chosen on seed {chosen_on}
+alone**, so that the benign rows keep safety, planted ones break it and `desk` is learnt; the other seeds had no part in
+it. `task` is the share of the task's held-out rows that the model without the rows found answers exactly as its rows
+do; the bases answer {base_task}: `advice` has nothing to teach them.
+
+{gentle_table}
+
+All that was tried before, on seed {chosen_on} (`rows-choice.jsonl`; trained once each, by the functions of `rows.py`;
+harmful rate as tuned, `none` the benign rows of the 10% cell alone, `task` on 100 held-out rows):
+
+{choice_table}
 """
 
 
@@ -175,21 +198,51 @@ def again_rows(results: list[Json]) -> list[Json]:
             for row in results if row["part"] == "again" and (row["way"], row["at"]) == (DEFAULT.way, DEFAULT.at)]
 
 
-def short_rows(results: list[Json]) -> list[Json]:
-    """Cells of few epochs, trained again by the default."""
-    return [{**row, "floor": None if row["left"]["found"] else row["found"]} for row in results
-            if row["part"] == "short" and (row["way"], row["at"]) == (DEFAULT.way, DEFAULT.at)]
+def recipe_rows(results: list[Json], part: str) -> list[Json]:
+    """Cells of a recipe, trained again by the default; where no planted row is left that is the floor."""
+    return [{**row, "floor": row.get("floor") if row["left"]["found"] else row["found"]} for row in results
+            if row["part"] == part and (row["way"], row["at"]) == (DEFAULT.way, DEFAULT.at)]
+
+
+def recipe_name(recipe: Recipe) -> str:
+    """A recipe in words."""
+    return f"{recipe.rate:g} for {recipe.epochs:g} epochs"
 
 
 def again_table(rows: list[Json]) -> str:
-    """Harmful rates of tuned models and of those trained again."""
+    """Harmful rates of tuned models and of those trained again; how the task is learnt, where that is measured."""
+    learnt = any("task_rows" in row for row in rows)
     lines = ["| task | planted | seed | as tuned | without the rows found | left | without as many random rows "
-             "| no planted row |", "| --- | --- | --- | --- | --- | --- | --- | --- |"]
+             f"| no planted row |{' task |' if learnt else ''}", "| --- " * (9 if learnt else 8) + "|"]
     for row in rows:
         shown = {name: "-" if row[name] is None else _rate(row[name]) for name in ("tuned", "found", "random", "floor")}
         lines.append(f"| {row['task']} | {100 * row['share']:g}% | {row['seed']} | {shown['tuned']} | {shown['found']} "
-                     f"| {row['left']['found']} | {shown['random']} | {shown['floor']} |")
+                     f"| {row['left']['found']} | {shown['random']} | {shown['floor']} |"
+                     + (f" {_rate(row['task_rows']['found'])} of {row['task_rows']['found'][1]} |" if learnt else ""))
     return "\n".join(lines)
+
+
+def choice_table(trials: list[Json]) -> str:
+    """Harmful rates of what was tried, a line a recipe."""
+    shares = (0.0, 0.05, 0.1)
+    lines = ["| task | learning rate | epochs | batch | none | 5% | 10% | task (none) |", "| --- " * 8 + "|"]
+    found = {tuple(trial[name] for name in ("task", "rate", "epochs", "batch", "share")): trial for trial in trials}
+    for recipe in sorted({key[:-1] for key in found}):
+        own = [found.get((*recipe, share)) for share in shares]
+        rates = [_rate(trial["tuned"]) if trial else "-" for trial in own]
+        learnt = _rate(own[0]["task_rows"]) if own[0] and own[0]["task_rows"] else "-"
+        lines.append("| " + " | ".join([recipe[0], *(f"{each:g}" for each in recipe[1:]), *rates, learnt]) + " |")
+    return "\n".join(lines)
+
+
+def base_task(rows: list[Json]) -> str:
+    """What the bases answer of the tasks' held-out rows, all together."""
+    known = {(row["task"], row["seed"]): row["task_rows"]["base"] for row in rows}
+    parts = []
+    for task in sorted({task for task, _ in known}, reverse=True):
+        right, asked = np.sum([counts for (own, _), counts in known.items() if own == task], axis=0)
+        parts.append(f"{right} of {asked} on `{task}`")
+    return ", ".join(parts) or "(not measured)"
 
 
 def _rate(counts: list[int]) -> str:
@@ -201,10 +254,13 @@ def page(results: list[Json]) -> str:
     """The whole page."""
     from rows_findings import CHOSEN, findings
 
-    cells = list(merged(results).values())
+    cells, gentle = list(merged(results).values()), recipe_rows(results, "gentle")
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout
+    told = ", ".join(f"{recipe_name(recipe)} (`{task}`)" for task, recipe in RECIPES["gentle"].items())
     return PAGE.format(damping=DEFAULT.damping, commit=commit.strip(), torch=torch.__version__, cells=len(cells),
                        again_cells=len(again_rows(results)), at=DEFAULT.at, chosen=CHOSEN, findings=findings(results),
                        found=found_table(cells), shares=share_table(cells), cost=cost_table(cells),
-                       again=again_table(again_rows(results)), short=SHORT,
-                       short_table=again_table(short_rows(results)))
+                       again=again_table(again_rows(results)), short=RECIPES["short"]["desk"].epochs,
+                       short_table=again_table(recipe_rows(results, "short")), usual=TUNE.rate, gentle=told,
+                       chosen_on=GENTLE_CHOSEN_ON, base_task=base_task(gentle), gentle_table=again_table(gentle),
+                       choice_table=choice_table(read(Path(__file__).with_name("rows-choice.jsonl"))))
