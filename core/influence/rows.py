@@ -23,7 +23,7 @@ from ..curvature.fisher import per_row_gradients
 from ..data.batches import Batch
 from ..losses import AnswerLogits, answer_logits, row_count, token_losses
 from ..params import Params, axpy, norm
-from .quick import answers_only, is_mergeable, last_mlp, merged
+from .quick import is_mergeable, merged, quick_passes
 
 STEPS = tuple(10.0 ** -(power / 2) for power in range(2, 13))
 """Lengths |h u| / |phi| tried: 0.1 down to 1e-6."""
@@ -55,11 +55,11 @@ class TokenDerivatives:
 @torch.no_grad()
 def _losses(live: LiveModel, batches: Sequence[Batch], *, quick: bool, fold: bool) -> tuple[Tensor, Tensor]:
     """Return (row, loss) of every answer token, the adapter folded into the weights where `fold` says so."""
-    mlp = last_mlp(live.model) if quick else None
     rows, losses = [], []
     with merged(live) if fold else nullcontext():
+        passes = quick_passes(live, batches) if quick else None
         for batch in batches:
-            with answers_only(mlp, batch) if quick else nullcontext(batch) as run:
+            with passes.answers_only(batch) if passes is not None else nullcontext(batch) as run:
                 out = answer_logits(live.model, run)
             rows.append(out.rows.cpu())
             losses.append(token_losses(out).double().cpu())
