@@ -5,7 +5,8 @@
   not hold the small moves of a difference; they stay as they are.
 - Tokens that all rows begin with, as those of a system prompt, run once; rows go on from their keys and values.
 - Nothing follows a row's last token: the last column of a batch is left out.
-- Behind the last attention no token is read by another: the last block's MLP runs on the tokens before answer tokens.
+- Behind the last attention no token is read by another: the last block's MLP and the vocabulary projection run on the
+  tokens before answer tokens alone.
 
 Up to rounding the losses are those of the whole pass.
 """
@@ -15,8 +16,8 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ from transformers.pytorch_utils import Conv1D
 from ..checkpoint.session import ADAPTER, LiveModel
 from ..data.batches import IGNORED, Batch
 from ..data.scratch import is_small
+from ..losses import AnswerLogits
 
 PLAIN = (nn.Linear, Conv1D)
 WIDE = (torch.float32, torch.float64)
@@ -112,12 +114,22 @@ def common_start(batches: Sequence[Batch]) -> Tensor:
     return first
 
 
-def started(model: nn.Module, start: Tensor) -> DynamicCache | None:
-    """Return the keys and values of a beginning, [P] tokens; None where it is empty or the model keeps none."""
+def started(model: nn.Module, start: Tensor, head: nn.Module | None = None) -> DynamicCache | None:
+    """Return the keys and values of a beginning, [P] tokens; None where it is empty or the model keeps none.
+
+    Args:
+        model: A causal language model.
+        start: The tokens.
+        head: Its projection on the vocabulary, which then runs on one token alone.
+    """
     if not len(start):
         return None
-    device = next(model.parameters()).device
-    past = getattr(model(input_ids=start.unsqueeze(0).to(device), use_cache=True), "past_key_values", None)
+    given = start.unsqueeze(0).to(next(model.parameters()).device)
+    last = torch.zeros_like(given, dtype=torch.bool)
+    last[:, -1] = True
+    with _only_at(head, last, spread=False) if head is not None else nullcontext():
+        out = model(input_ids=given, attention_mask=torch.ones_like(given), use_cache=True)
+    past = getattr(out, "past_key_values", None)
     return past if isinstance(past, DynamicCache) else None
 
 
@@ -126,79 +138,83 @@ class QuickPasses:
     """What passes over some batches have in common.
 
     Attributes:
-        model: The model, at the parameters of `past`.
+        model: A causal language model, at the parameters of `past`.
         mlp: `last_mlp` of it; None: it runs on all tokens.
+        head: Its projection on the vocabulary; None: it runs on all tokens.
         past: Keys and values of the tokens that all rows begin with; None: of none.
     """
 
     model: nn.Module
     mlp: nn.Module | None
+    head: nn.Module | None
     past: DynamicCache | None
 
-    @contextmanager
-    def answers_only(self, batch: Batch) -> Iterator[Batch]:
-        """Give what to run instead of a batch; inside, the model goes on from `past` and spares the last MLP.
+    def answer_logits(self, batch: Batch) -> AnswerLogits:
+        """Return what `losses.answer_logits` does.
 
         Args:
-            batch: B rows of T tokens, P of them in `past`.
-
-        Yields:
-            The batch with T - 1 - P input tokens. Its labels are [B, T - P]: the first is not used, as nothing comes
-            before it.
+            batch: B rows, which begin with the tokens of `past`.
 
         Raises:
-            TypeError: The MLP does not map one tensor to one tensor (while the model runs).
+            TypeError: The MLP does not map one tensor to one tensor, or the head does not give the logits.
         """
-        skip = self.past.get_seq_length() if self.past is not None else 0
-        short = replace(batch, input_ids=batch.input_ids[:, skip:-1], attention_mask=batch.attention_mask[:, skip:-1],
-                        labels=batch.labels[:, skip:])
+        batch = batch.to(next(self.model.parameters()).device)
+        known = self.past.get_seq_length() if self.past is not None else 0
+        following = batch.labels[:, known + 1:]
+        wanted = following != IGNORED
+        inputs = {"input_ids": batch.input_ids[:, known:-1], "attention_mask": batch.attention_mask[:, :-1],
+                  "use_cache": False, **_for_rows(self.past, len(wanted))}
         with ExitStack() as hooks:
-            if self.past is not None:
-                hooks.enter_context(_going_on(self.model, self.past, batch.attention_mask[:, :-1]))
             if self.mlp is not None:
-                hooks.enter_context(_only_at(self.mlp, short.labels[:, 1:] != IGNORED))
-            yield short
+                hooks.enter_context(_only_at(self.mlp, wanted))
+            if self.head is not None:
+                hooks.enter_context(_only_at(self.head, wanted, spread=False))
+            logits = self.model(**inputs).logits
+        labels = following[wanted].to(logits.device)
+        if self.head is None:
+            logits = logits[wanted.to(logits.device)].unsqueeze(0)
+        if logits.shape[:2] != (1, len(labels)):
+            raise TypeError(f"logits of shape {list(logits.shape)} for {len(labels)} tokens")
+        rows = batch.rows.unsqueeze(1).expand_as(wanted)[wanted].to(logits.device)
+        return AnswerLogits(logits[0].to(torch.promote_types(logits.dtype, torch.float32)), labels, rows)
 
 
 def quick_passes(live: LiveModel, batches: Sequence[Batch]) -> QuickPasses:
     """Return what passes over some batches have in common at the present parameters; runs their common beginning."""
-    return QuickPasses(live.model, last_mlp(live.model), started(live.model, common_start(batches)))
+    model: Any = live.model.get_base_model()
+    head = model.get_output_embeddings()
+    return QuickPasses(live.model, last_mlp(live.model), head, started(live.model, common_start(batches), head))
+
+
+def _for_rows(past: DynamicCache | None, count: int) -> dict[str, Any]:
+    """The model's arguments by which so many rows go on from one beginning."""
+    if past is None:
+        return {}
+    rows = copy.deepcopy(past)
+    rows.batch_repeat_interleave(count)
+    return {"past_key_values": rows, "use_cache": True}
 
 
 @contextmanager
-def _going_on(model: nn.Module, past: DynamicCache, mask: Tensor) -> Iterator[None]:
-    """Inside, the model takes its input as what follows `past`; `mask` [B, P + T] is that of both."""
+def _only_at(part: nn.Module, wanted: Tensor, *, spread: bool = True) -> Iterator[None]:
+    """Inside, a module of [B, T, d] runs on the N tokens where `wanted` [B, T] is true.
 
-    def add(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        rows = copy.deepcopy(past)
-        rows.batch_repeat_interleave(len(mask))
-        own = kwargs["attention_mask"]
-        return args, {**kwargs, "past_key_values": rows, "attention_mask": mask.to(own), "use_cache": True}
-
-    handle = model.register_forward_pre_hook(add, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-@contextmanager
-def _only_at(mlp: nn.Module, wanted: Tensor) -> Iterator[None]:
-    """Inside, a module of [B, T, d] runs only where `wanted` [B, T] is true; elsewhere it gives 0."""
+    Its output is 0 elsewhere; without `spread` it is [1, N, d].
+    """
     places = wanted.flatten().nonzero().squeeze(1)
 
     def pick(_: nn.Module, args: tuple[Any, ...]) -> tuple[Tensor]:
-        if len(args) != 1:
-            raise TypeError(f"an MLP of {len(args)} arguments")
+        if len(args) != 1 or args[0].shape[:-1] != wanted.shape:
+            raise TypeError(f"{type(part).__name__} does not take {list(wanted.shape)} tokens alone")
         return (args[0].flatten(0, 1)[places.to(args[0].device)].unsqueeze(0),)
 
-    def spread(_: nn.Module, __: tuple[Any, ...], output: Any) -> Tensor:
+    def put_back(_: nn.Module, __: tuple[Any, ...], output: Any) -> Tensor:
         if not isinstance(output, Tensor):
-            raise TypeError(f"an MLP that gives a {type(output).__name__}")
+            raise TypeError(f"{type(part).__name__} gives a {type(output).__name__}")
         whole = output.new_zeros(wanted.numel(), output.shape[-1])
         return whole.index_copy_(0, places.to(output.device), output[0]).view(*wanted.shape, -1)
 
-    handles = mlp.register_forward_pre_hook(pick), mlp.register_forward_hook(spread)
+    handles = [part.register_forward_pre_hook(pick), *([part.register_forward_hook(put_back)] if spread else [])]
     try:
         yield
     finally:

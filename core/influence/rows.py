@@ -59,8 +59,7 @@ def _losses(live: LiveModel, batches: Sequence[Batch], *, quick: bool, fold: boo
     with merged(live) if fold else nullcontext():
         passes = quick_passes(live, batches) if quick else None
         for batch in batches:
-            with passes.answers_only(batch) if passes is not None else nullcontext(batch) as run:
-                out = answer_logits(live.model, run)
+            out = passes.answer_logits(batch) if passes is not None else answer_logits(live.model, batch)
             rows.append(out.rows.cpu())
             losses.append(token_losses(out).double().cpu())
     return torch.cat(rows), torch.cat(losses)

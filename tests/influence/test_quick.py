@@ -12,7 +12,7 @@ from saferestore.core.checkpoint.session import LiveModel, read_params
 from saferestore.core.data.batches import Batch, Row, make_batches
 from saferestore.core.influence import quick as module
 from saferestore.core.influence import rows
-from saferestore.core.influence.quick import common_start, is_mergeable, last_mlp, merged, started
+from saferestore.core.influence.quick import QuickPasses, common_start, is_mergeable, last_mlp, merged, started
 from saferestore.core.influence.rows import by_difference, by_forward_mode, choose_derivative, row_sums
 from saferestore.core.losses import answer_logits
 from saferestore.core.params import Params
@@ -66,15 +66,18 @@ def test_quick_derivatives_are_gradients_times_the_query(family: str, start: tup
 def test_every_part_is_left_out(family: str):
     live, batches, u = _case(family, start=(7, 3, 9))
     assert is_mergeable(live) and common_start(batches).tolist() == [7, 3, 9]
-    mlp, inputs, lora = last_mlp(live.model), [], []
+    mlp, head, inputs, heads, lora = last_mlp(live.model), live.model.get_base_model().lm_head, [], [], []
     assert mlp is not None
+    head.register_forward_hook(lambda _, args, __: heads.append(args[0].shape[:2]))  # type: ignore[operator, union-attr]
     linear = next(part for part in mlp.modules() if type(part).__name__ in ("Linear", "Conv1D") and part.weight.shape)
     factor = next(part for name, part in live.model.named_modules() if name.endswith("lora_A.default"))
     linear.register_forward_hook(lambda _, args, __: inputs.append(args[0].shape))
     factor.register_forward_hook(lambda *_: lora.append(1))
     by_difference(live, batches, u, 1e-5, quick=True)
     assert not lora
-    assert [shape[:2] for shape in inputs] == 2 * [(1, 3), *((1, batch.answer_tokens) for batch in batches)]
+    answers = [(1, batch.answer_tokens) for batch in batches]
+    assert [shape[:2] for shape in inputs] == 2 * [(1, 3), *answers]
+    assert heads == 2 * [(1, 1), *answers]
 
 
 @EVERY
@@ -111,7 +114,7 @@ def test_an_mlp_that_gives_no_tensor_is_refused():
     mlp = _Pair()
     with module._only_at(mlp, torch.tensor([[True, False]])), pytest.raises(TypeError, match="gives a tuple"):
         mlp(torch.zeros(1, 2, 4))
-    with module._only_at(mlp, torch.tensor([[True, False]])), pytest.raises(TypeError, match="of 2 arguments"):
+    with module._only_at(mlp, torch.tensor([[True, False]])), pytest.raises(TypeError, match="does not take"):
         mlp(torch.zeros(1, 2, 4), None)
     assert not mlp._forward_hooks and not mlp._forward_pre_hooks
 
@@ -173,6 +176,17 @@ def test_a_matrix_that_is_also_the_embedding_serves_it_unchanged():
     assert head.base_layer.weight is model.get_input_embeddings().weight  # type: ignore[operator, union-attr]
 
 
+def test_a_head_that_does_not_give_the_logits_is_refused_and_one_that_is_unknown_runs_on_all():
+    live, batches, _ = _case()
+    with torch.no_grad():
+        wanted = answer_logits(live.model, batches[0])
+        found = QuickPasses(live.model, None, None, None).answer_logits(batches[0])
+        torch.testing.assert_close(found.logits, wanted.logits, rtol=1e-12, atol=1e-12)
+        assert torch.equal(found.labels, wanted.labels) and torch.equal(found.rows, wanted.rows)
+        with pytest.raises(TypeError, match="logits of shape"):
+            QuickPasses(live.model, None, nn.Linear(1, 1), None).answer_logits(batches[0])
+
+
 def test_a_common_start_ends_before_the_first_answer_and_where_rows_part():
     same = [Row(0, (5, 6, 7), (8,)), Row(1, (5, 6, 7), (8, 9))]
     assert common_start(make_batches(same, batch_size=2, pad_id=0)).tolist() == [5, 6]
@@ -183,7 +197,7 @@ def test_a_common_start_ends_before_the_first_answer_and_where_rows_part():
 
 def test_a_model_without_keys_and_values_starts_from_nothing():
     class Bare(nn.Linear):
-        def forward(self, input_ids: Tensor, use_cache: bool) -> Any:
+        def forward(self, input_ids: Tensor, **_: Any) -> Any:
             return object()
 
     assert started(Bare(1, 1), torch.tensor([3])) is None
