@@ -17,8 +17,19 @@ SHARE = 0.25
 """Part of the memory that is free now that one kept tensor may take."""
 
 
-def is_small(size: int) -> bool:
-    """Tell whether `size` bytes are less than a quarter of the free memory; where that is unknown they are."""
+def is_small(size: int, device: torch.device | None = None) -> bool:
+    """Tell whether `size` bytes are less than a quarter of the free memory; where that is unknown they are.
+
+    Args:
+        size: Bytes.
+        device: Whose memory; None: the host's.
+
+    Returns:
+        Whether they are few.
+    """
+    if device is not None and device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return size <= SHARE * (torch.cuda.mem_get_info(device)[0] + unused)
     try:
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError, AttributeError):  # macOS and Windows do not say

@@ -3,11 +3,14 @@
 The derivative of every answer token's loss along u comes from two forward passes, at phi + h u and phi - h u, which
 work under any attention and give it token by token. The error of such a difference is of the order h^2 plus rounding
 over h, so h is chosen on one batch against forward mode, which is exact; where no h comes near, forward mode does all.
+The passes leave out what the losses of answers do not need (`quick`), where that comes as near.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -20,12 +23,16 @@ from ..curvature.fisher import per_row_gradients
 from ..data.batches import Batch
 from ..losses import AnswerLogits, answer_logits, row_count, token_losses
 from ..params import Params, axpy, norm
+from .quick import is_mergeable, merged, quick_passes
 
 STEPS = tuple(10.0 ** -(power / 2) for power in range(2, 13))
 """Lengths |h u| / |phi| tried: 0.1 down to 1e-6."""
 
 GOOD_ENOUGH = 0.01
 """Relative error on the batch of the choice above which differences are not used."""
+
+NEAR = 0.001
+"""Relative error up to which quick passes are used without a look at whole ones."""
 
 
 @dataclass(frozen=True)
@@ -46,17 +53,20 @@ class TokenDerivatives:
 
 
 @torch.no_grad()
-def _losses(live: LiveModel, batches: Sequence[Batch]) -> tuple[Tensor, Tensor]:
-    """Return (row, loss) of every answer token."""
+def _losses(live: LiveModel, batches: Sequence[Batch], *, quick: bool, fold: bool) -> tuple[Tensor, Tensor]:
+    """Return (row, loss) of every answer token, the adapter folded into the weights where `fold` says so."""
     rows, losses = [], []
-    for batch in batches:
-        out = answer_logits(live.model, batch)
-        rows.append(out.rows.cpu())
-        losses.append(token_losses(out).double().cpu())
+    with merged(live) if fold else nullcontext():
+        passes = quick_passes(live, batches) if quick else None
+        for batch in batches:
+            out = passes.answer_logits(batch) if passes is not None else answer_logits(live.model, batch)
+            rows.append(out.rows.cpu())
+            losses.append(token_losses(out).double().cpu())
     return torch.cat(rows), torch.cat(losses)
 
 
-def by_difference(live: LiveModel, batches: Sequence[Batch], u: Params, length: float) -> TokenDerivatives:
+def by_difference(live: LiveModel, batches: Sequence[Batch], u: Params, length: float, *,
+                  quick: bool = False) -> TokenDerivatives:
     """Return token derivatives from two forward passes.
 
     Args:
@@ -64,14 +74,18 @@ def by_difference(live: LiveModel, batches: Sequence[Batch], u: Params, length: 
         batches: The rows.
         u: The query.
         length: |h u| / |phi|.
+        quick: Leave out of the passes what answers do not need; see `quick`. On a model of another build than it
+            knows this can be wrong or raise.
     """
+    # Once for both ends: they have to round alike.
+    fold = quick and is_mergeable(live)
     start = read_params(live)
     h = length * norm(start) / norm(u)
     try:
         write_params(live, axpy(h, u, start))
-        rows, above = _losses(live, batches)
+        rows, above = _losses(live, batches, quick=quick, fold=fold)
         write_params(live, axpy(-h, u, start))
-        _, below = _losses(live, batches)
+        _, below = _losses(live, batches, quick=quick, fold=fold)
     finally:
         write_params(live, start)
     return TokenDerivatives(rows, _places(rows), (above + below) / 2, (above - below) / (2 * h))
@@ -128,20 +142,24 @@ class Derivative:
     Attributes:
         length: |h u| / |phi| of differences; None for forward mode.
         relative_error: Against forward mode on the batch of the choice; 0 for forward mode itself.
+        quick: Whether the passes of a difference leave out what answers do not need.
     """
 
     length: float | None
     relative_error: float
+    quick: bool = False
 
     def __call__(self, live: LiveModel, batches: Sequence[Batch], u: Params) -> TokenDerivatives:
         """Return the token derivatives of some rows."""
         if self.length is None:
             return by_forward_mode(live, batches, u)
-        return by_difference(live, batches, u, self.length)
+        return by_difference(live, batches, u, self.length, quick=self.quick)
 
 
 def choose_derivative(live: LiveModel, batch: Batch, u: Params) -> Derivative:
     """Return the difference that comes nearest to forward mode on one batch, or forward mode where none is near.
+
+    Quick passes are preferred unless they lose accuracy.
 
     Args:
         live: The model at the parameters at which rows are scored.
@@ -151,12 +169,24 @@ def choose_derivative(live: LiveModel, batch: Batch, u: Params) -> Derivative:
     if norm(u) == 0 or norm(read_params(live)) == 0:
         return Derivative(None, 0.0)
     exact = row_sums(by_forward_mode(live, [batch], u), batch.rows)[1]
+    try:
+        best = _nearest(live, batch, u, exact, quick=True)
+    except (RuntimeError, TypeError):  # blocks of another build, or no memory for the merged weights
+        best = Derivative(None, math.inf)
+    if not best.relative_error <= NEAR:
+        whole = _nearest(live, batch, u, exact, quick=False)
+        best = best if best.relative_error <= 2 * whole.relative_error else whole
+    return best if best.relative_error <= GOOD_ENOUGH else Derivative(None, 0.0)
+
+
+def _nearest(live: LiveModel, batch: Batch, u: Params, exact: Tensor, *, quick: bool) -> Derivative:
+    """The difference of the least error against the exact derivatives of a batch's rows."""
     errors = {}
     for length in STEPS:
-        found = row_sums(by_difference(live, [batch], u, length), batch.rows)[1]
+        found = row_sums(by_difference(live, [batch], u, length, quick=quick), batch.rows)[1]
         errors[length] = float((found - exact).norm() / exact.norm().clamp(min=1e-300))
     best = min(errors, key=lambda length: errors[length])
-    return Derivative(best, errors[best]) if errors[best] <= GOOD_ENOUGH else Derivative(None, 0.0)
+    return Derivative(best, errors[best], quick)
 
 
 def row_sums(found: TokenDerivatives, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
