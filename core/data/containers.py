@@ -6,6 +6,7 @@ column `goal` and `Goal`.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import json
@@ -32,8 +33,9 @@ def decode(content: bytes, name: str) -> str:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
+        likely = "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "latin1"
         raise UsageError(f"not UTF-8 - {name}, line {line}",
-                         hint=f"convert it: iconv -f latin1 -t utf-8 {name}") from error
+                         hint=f"convert it: iconv -f {likely} -t utf-8 {name}") from error
     if not text.strip():
         raise UsageError(f"empty file - {name}", hint="give a file with at least one row")
     return text

@@ -76,6 +76,18 @@ def test_an_unusable_file_names_itself_and_the_line(case: str, tmp_path: Path) -
     assert error.value.hint
 
 
+@pytest.mark.parametrize("encoding", ["latin1", "utf-16"])
+def test_the_way_out_of_another_encoding_leads_out(encoding: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes("prompt\ncaf\xe9\n".encode(encoding))
+    with pytest.raises(UsageError, match="not UTF-8") as error:
+        read_records(str(path))
+    command = (error.value.hint or "").removeprefix("convert it: ").split()
+    assert command == ["iconv", "-f", encoding, "-t", "utf-8", str(path)]
+    path.write_text(path.read_bytes().decode(command[2]), encoding=command[4])
+    assert [r.prompt for r in read_records(str(path)).records] == ["caf\xe9"]
+
+
 def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
     for spec in (str(tmp_path / "none.csv"), str(tmp_path)):
         with pytest.raises(UsageError, match="cannot read file"):
