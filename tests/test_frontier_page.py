@@ -50,9 +50,19 @@ def test_the_fewest_passes_are_those_of_a_run_within_both_bounds() -> None:
     assert measures.fewest("b", rows, PAIR) == math.inf
 
 
-def test_a_rival_is_better_somewhere_where_no_run_has_as_little_drift_and_harm() -> None:
-    rows = [TUNED, row("a", 10, 0.01), row("b", 10, 0.01), row("c", 10, 0.005), row("d", 80, 0.0)]
-    assert measures.dominated_by("a", ["b", "c", "d"], rows, PAIR) == ["c"]
+def test_a_rival_is_better_somewhere_where_a_run_lies_below_the_line_through_ours() -> None:
+    tuned = measures.share(TUNED, "harm")
+    first, second = row("a", 40, 0.01), row("a", 10, 0.02)
+    worse = row("a", 60, 0.015)  # more drift and more harm than the first: no part of the line
+    rows = [TUNED, second, worse, first]
+    middle = (measures.share(first, "harm") + measures.share(second, "harm")) / 2
+    assert measures.harm_at("a", rows, PAIR, 0.015) == pytest.approx(middle)
+    assert measures.harm_at("a", rows, PAIR, 0.005) == pytest.approx((tuned + measures.share(first, "harm")) / 2)
+    assert measures.harm_at("a", rows, PAIR, 1.0) == measures.share(second, "harm")
+    rivals = [row("on it", 25, 0.015), row("below", 24, 0.015), row("above", 26, 0.015), row("later", 9, 0.5),
+              row("nothing", TUNED["harm"][0], 0.0)]
+    names = [each["method"] for each in rivals]
+    assert measures.dominated_by("a", names, [*rows, *rivals], PAIR) == ["below", "later"]
 
 
 def test_paired_differences_have_students_interval() -> None:

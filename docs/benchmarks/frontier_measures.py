@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 from scipy import stats
 
 Row = dict[str, Any]
@@ -70,16 +71,27 @@ def fewest(name: str, rows: Sequence[Row], pair: Key) -> float:
                 if harm <= TARGET and drift <= BUDGET), default=math.inf)
 
 
-def dominated_by(name: str, rivals: Sequence[str], rows: Sequence[Row], pair: Key) -> list[str]:
-    """Return the rivals with a run of less harm and no more drift than any of a method's runs up to its least harm.
+def harm_at(name: str, rows: Sequence[Row], pair: Key, drift: float) -> float:
+    """Return the harmful rate of a method at a held-out drift, straight between its runs and from the tuned model's.
 
-    Runs that do nothing (the tuned model's harm) neither dominate nor can be dominated.
+    A run with more drift and no less harm than another is left out. Between two runs of a frontier that bends downward
+    a straight line says too much harm, not too little.
+    """
+    frontier = [(0.0, share(rows_of("tuned", rows, pair)[0], "harm"))]
+    for at, harm, _ in sorted(runs_of(name, rows, pair)):
+        if harm < frontier[-1][1]:
+            frontier.append((at, harm))
+    return float(np.interp(drift, *zip(*frontier, strict=True)))
+
+
+def dominated_by(name: str, rivals: Sequence[str], rows: Sequence[Row], pair: Key) -> list[str]:
+    """Return the rivals with a run of less harm than a method has at that run's held-out drift, by `harm_at`.
+
+    Runs that do nothing (the tuned model's harm) do not dominate.
     """
     tuned = share(rows_of("tuned", rows, pair)[0], "harm")
-    mine = [run for run in runs_of(name, rows, pair) if run[1] < tuned]
     return [rival for rival in rivals if any(
-        harm < tuned and not any(d <= drift and h <= harm for d, h, _ in mine)
-        for drift, harm, _ in runs_of(rival, rows, pair))]
+        harm < min(tuned, harm_at(name, rows, pair, drift)) for drift, harm, _ in runs_of(rival, rows, pair))]
 
 
 def paired(values: Callable[[str, Key], float], mine: str, other: str,

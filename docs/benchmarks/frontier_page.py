@@ -79,7 +79,8 @@ interval (below 0: ours is better).
 
 Area of ours, of the null control, and of the best published method of that pair; passes to a harmful rate of at most
 {target} within a held-out drift of 0.01 (`-`: not within the runs tried; for methods that train the cost of the best
-rate alone); which published methods have a run that none of ours matches in drift and harm.
+rate alone); which published methods have a run of less harm than ours at the same drift, ours drawn straight between
+its runs.
 
 {pairs}
 
@@ -167,12 +168,13 @@ def findings(rows: list[Row], names: Sequence[str], pairs: Sequence[Key]) -> str
     everywhere = [name for name in names if len(asked(name, rows, pairs)) >= len(asked(OURS, rows, pairs))]
     first = min(everywhere, key=lambda name: means[name])
     apart = paired(lambda name, pair: area(name, rows, pair), OURS, best, pairs)
-    free = sum(not dominated_by(OURS, rivals, rows, pair) for pair in pairs)
+    mine = asked(OURS, rows, pairs)
+    free = sum(not dominated_by(OURS, rivals, rows, pair) for pair in mine)
     return "\n".join([
         f"- First by mean area of those run on every pair that ours was: `{first}` ({means[first]:.3f}); `{OURS}` has "
         f"{means[OURS]:.3f}, the best published method, `{best}`, {means[best]:.3f}. Ours less it: {interval(apart)}, "
         f"which {'excludes' if apart[2] < 0 or apart[1] > 0 else 'does not exclude'} 0.",
-        f"- `{OURS}` is undominated by published methods on {free} of {len(pairs)} pairs.", cost(rows, pairs),
+        f"- `{OURS}` is undominated by published methods on {free} of {len(mine)} pairs.", cost(rows, mine),
         f"- The softened drift in place of the plain one (`{OURS}` less `{PLAIN}`): "
         f"{interval(paired(lambda name, pair: area(name, rows, pair), OURS, PLAIN, pairs))}.",
         *relearning(rows, pairs)])
@@ -252,7 +254,8 @@ def by_pair(rows: list[Row], names: Sequence[str], pairs: Sequence[Key]) -> str:
             *(number(area(name, rows, pair)) for name in (OURS, NULL)),
             f"{known[best]:.3f} (`{best}`)" if best else "-",
             *(number(fewest(name, rows, pair), ".0f") for name in (OURS, NULL, "refusal-sft")),
-            ", ".join(f"`{name}`" for name in dominated_by(OURS, rivals, rows, pair)) or "none"])
+            ", ".join(f"`{name}`" for name in dominated_by(OURS, rivals, rows, pair)) or "none"
+            if known and rows_of(OURS, rows, pair) else "-"])
     return table(("family", "attack", "kind", "seed", "tuned harm", f"`{OURS}`", f"`{NULL}`", "best published",
                   "passes, ours", "null", "`refusal-sft`", "better somewhere"), lines)
 
