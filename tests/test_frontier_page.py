@@ -99,6 +99,8 @@ def test_the_page_says_what_its_rows_say(tmp_path: Path) -> None:
     assert "undominated by published methods on 2 of 2 pairs" in page
     assert "it takes 4.0 times the passes (median of 2)" in page
     assert "Harm is back after 6.5 steps on 4 rows" in page
+    # PAIR is one by which the default was chosen, the other is not
+    assert "chosen on llama, mixed, adapter, seed 0, among" in page and "(n 1)" in page.split("remaining pairs")[1]
     again = tmp_path / "again"
     again.mkdir()
     frontier_page.write_page(json.loads(json.dumps(made_up())), again / "frontier.md", again / "frontier.svg", fit=48)

@@ -40,6 +40,9 @@ DRAWN = {"anchor-fisher": "#b2182b", "anchor-identity": "#ef8a62", "anchor-diago
 OURS = f"anchor-{RestoreConfig('-', '-').engine}"
 NULL = "anchor-identity"
 PLAIN = f"{OURS}-T1"
+CHOSEN_ON = frozenset({("llama", "mixed", "adapter", 0), ("llama", "pure", "full", 0), ("gpt2", "pure", "full", 0)})
+"""Pairs by which the softened drift, its temperature and the damping were chosen."""
+
 ASKED = 54
 """Pairs of the whole benchmark: three families, three attacks, two kinds, three seeds."""
 
@@ -177,7 +180,17 @@ def findings(rows: list[Row], names: Sequence[str], pairs: Sequence[Key]) -> str
         f"- `{OURS}` is undominated by published methods on {free} of {len(mine)} pairs.", cost(rows, mine),
         f"- The softened drift in place of the plain one (`{OURS}` less `{PLAIN}`): "
         f"{interval(paired(lambda name, pair: area(name, rows, pair), OURS, PLAIN, pairs))}.",
-        *relearning(rows, pairs)])
+        *relearning(rows, pairs), *unseen(best, rows, pairs)])
+
+
+def unseen(best: str, rows: list[Row], pairs: Sequence[Key]) -> Iterable[str]:
+    """Yield ours against the null control and the best published method on pairs that chose nothing of ours."""
+    fresh = [pair for pair in pairs if pair not in CHOSEN_ON]
+    if len(fresh) < len(pairs):
+        against = ", ".join(f"`{name}` {interval(paired(lambda n, pair: area(n, rows, pair), OURS, name, fresh))}"
+                            for name in (NULL, best))
+        chosen = "; ".join(said(pair) for pair in pairs if pair in CHOSEN_ON)
+        yield f"- The default was chosen on {chosen}, among others. Ours less others on the remaining pairs: {against}."
 
 
 def asked(name: str, rows: list[Row], pairs: Sequence[Key]) -> list[Key]:
