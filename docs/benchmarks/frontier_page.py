@@ -171,7 +171,7 @@ def findings(rows: list[Row], names: Sequence[str], pairs: Sequence[Key]) -> str
     everywhere = [name for name in names if len(asked(name, rows, pairs)) >= len(asked(OURS, rows, pairs))]
     first = min(everywhere, key=lambda name: means[name])
     apart = paired(lambda name, pair: area(name, rows, pair), OURS, best, pairs)
-    mine = asked(OURS, rows, pairs)
+    mine = [pair for pair in asked(OURS, rows, pairs) if any(rows_of(name, rows, pair) for name in rivals)]
     free = sum(not dominated_by(OURS, rivals, rows, pair) for pair in mine)
     return "\n".join([
         f"- First by mean area of those run on every pair that ours was: `{first}` ({means[first]:.3f}); `{OURS}` has "
