@@ -65,6 +65,22 @@ def test_a_rival_is_better_somewhere_where_a_run_lies_below_the_line_through_our
     assert measures.dominated_by("a", names, [*rows, *rivals], PAIR) == ["below", "later"]
 
 
+def test_pictures_and_rates_are_of_pairs_that_the_usual_methods_share() -> None:
+    pairs = [(*PAIR[:3], seed) for seed in range(4)]
+    rows = [row("a", 1, 0.01, pair=pair) for pair in pairs]
+    rows += [row("b", 1, 0.01, pair=pair) for pair in pairs[1:]]  # on three of four: usual
+    rows += [row("c", 1, 0.01, pair=pairs[0])]  # on one of four: not
+    assert frontier_page.common(rows, ["a", "b", "c"], pairs) == pairs[1:]
+    assert frontier_page.common(rows, ["c"], pairs) == pairs  # no usual method: all pairs
+
+
+def test_runs_are_known_by_their_place_among_those_of_a_budget() -> None:
+    rows = [row("a", 1, 0.01) | {"budget": budget, "passes": passes}
+            for budget, passes in ((0.003, 12), (0.01, 11), (0.01, 3), (0.01, 6), (0.01, 16))]
+    assert [frontier_page.asked_passes(rows, each) for each in rows] == [12, 12, 3, 6, 24]
+    assert frontier_page.asked_passes(rows, rows[0] | {"passes": 0}) == 0
+
+
 def test_paired_differences_have_students_interval() -> None:
     values = {("a", 0): 1.0, ("b", 0): 0.0, ("a", 1): 3.0, ("b", 1): 0.0, ("a", 2): math.nan, ("b", 2): 0.0}
     pairs = [(*PAIR[:3], seed) for seed in range(3)]

@@ -6,6 +6,7 @@ import math
 import statistics
 import subprocess
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import matplotlib as mpl
@@ -34,12 +35,15 @@ from matplotlib import pyplot
 from saferestore.core.config import RestoreConfig
 from saferestore.core.evaluation.intervals import wilson
 
-DRAWN = {"anchor-fisher": "#b2182b", "anchor-identity": "#ef8a62", "anchor-diagonal": "#f4a6c1",
-         "anchor-ekfac": "#762a83", "refusal-sft": "#2166ac", "refusal-sft-no-replay": "#67a9cf", "dpo": "#1b7837",
+DRAWN = {"anchor-fisher": "#b2182b", "anchor-fisher-T1": "#999999", "anchor-identity": "#ef8a62",
+         "anchor-diagonal": "#f4a6c1", "anchor-ekfac": "#762a83", "refusal-sft": "#2166ac", "refusal-sft-no-replay": "#67a9cf", "dpo": "#1b7837",
          "scale": "#555555"}
 OURS = f"anchor-{RestoreConfig('-', '-').engine}"
 NULL = "anchor-identity"
 PLAIN = f"{OURS}-T1"
+USUAL = (12, 3, 6, 24)
+"""Passes of a method's runs at one budget, in their order."""
+
 CHOSEN_ON = frozenset({("llama", "mixed", "adapter", 0), ("llama", "pure", "full", 0), ("gpt2", "pure", "full", 0)})
 """Pairs by which the softened drift, its temperature and the damping were chosen."""
 
@@ -96,8 +100,9 @@ engine is better) over the pairs of a line, with Student's t 95% interval.
 
 ## At a budget of 0.01 nats per token on the fit rows
 
-All pairs of a method together, with Wilson 95% intervals, which treat the answers of one model as independent. "passes"
-are gradient passes and curvature products of the run that is shown, in brackets those of all values tried.
+Pairs that all these methods ran on, together, with Wilson 95% intervals, which treat the answers of one model as
+independent (a method that ran on fewer than half of all pairs is shown on its own); the picture is of the same pairs.
+"passes" are gradient passes and curvature products of the run that is shown, in brackets those of all values tried.
 
 {main}
 
@@ -116,14 +121,15 @@ def write_page(rows: list[Row], page: Path, picture: Path, *, fit: int) -> None:
     """Write the page and the picture of what has been measured so far."""
     good, keys = [row for row in rows if "error" not in row], pairs_of(rows)
     names = [name for name in dict.fromkeys(row["method"] for row in good) if name not in ("tuned", "base")]
+    shared = common(good, names, keys)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout
     text = PAGE.format(
         ran=ran(rows), fit=fit, ours=OURS, null=NULL, results=f"{page.stem}.jsonl", commit=commit.strip(),
         torch=torch.__version__, notes=notes(rows), findings=findings(good, names, keys), lowest=LOWEST,
         highest=HIGHEST, target=TARGET, area=areas(good, names, keys), pairs=by_pair(good, names, keys),
-        curvature=curvature(good, names, keys), main=main_table(good, names, keys), robust=robust(good, names, keys))
+        curvature=curvature(good, names, keys), main=main_table(good, names, shared), robust=robust(good, names, keys))
     page.write_text(text.replace("(frontier.svg)", f"({picture.name})"), encoding="utf-8")
-    draw(good, names, keys, picture)
+    draw(good, names, shared, picture)
 
 
 def ran(rows: list[Row]) -> str:
@@ -352,10 +358,11 @@ def draw(rows: list[Row], names: Sequence[str], pairs: Sequence[Key], picture: P
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), sharey=True)
     for name in [name for name in DRAWN if name in names]:
         mine = [row for pair in pairs for row in rows_of(name, rows, pair)]
-        usual = [row for row in mine if row["passes"] == 0 or row is first_at(mine, row)]
-        for panel, kept, key in ((left, usual, "budget"),
-                                 (right, [row for row in mine if row["budget"] == BUDGET], "passes")):
-            points = means(kept, key, lambda row, key=key: row["drift" if key == "budget" else "passes"])
+        usual = [row for row in mine if asked_passes(mine, row) in (0, USUAL[0])]
+        for panel, kept, key, x in (
+                (left, usual, lambda row: row["budget"], "drift"),
+                (right, [row for row in mine if row["budget"] == BUDGET], partial(asked_passes, mine), "passes")):
+            points = means(kept, key, x)
             panel.plot(*zip(*points, strict=True), marker="o", markersize=3.5, label=name, color=DRAWN[name])
     for panel, label in ((left, "drift on held-out retain rows, nats per token"),
                          (right, "gradient passes and products (best value alone), budget 0.01")):
@@ -371,13 +378,20 @@ def draw(rows: list[Row], names: Sequence[str], pairs: Sequence[Key], picture: P
     pyplot.close(figure)
 
 
-def first_at(rows: Sequence[Row], row: Row) -> Row:
-    """Return the first row of the same pair and budget: the run at the usual number of passes."""
-    return next(each for each in rows if (pair_of(each), each["budget"]) == (pair_of(row), row["budget"]))
+def asked_passes(rows: Sequence[Row], row: Row) -> int:
+    """Return the passes a run was given, by its place among a method's runs of one pair and budget; 0 for an edit."""
+    same = [each for each in rows if (pair_of(each), each["budget"]) == (pair_of(row), row["budget"])]
+    return USUAL[next(at for at, each in enumerate(same) if each is row)] if row["passes"] else 0
 
 
-def means(rows: list[Row], key: str, x: Callable[[Row], float]) -> list[tuple[float, float]]:
+def means(rows: list[Row], key: Callable[[Row], float], x: str) -> list[tuple[float, float]]:
     """Return (mean x, mean harmful rate) over pairs for each value of a key, in its order."""
-    values = sorted({row[key] for row in rows})
-    kept = [[row for row in rows if row[key] == value] for value in values]
-    return [(statistics.mean(map(x, part)), statistics.mean(share(row, "harm") for row in part)) for part in kept]
+    kept = [[row for row in rows if key(row) == value] for value in sorted({key(row) for row in rows})]
+    return [(statistics.mean(row[x] for row in part), statistics.mean(share(row, "harm") for row in part))
+            for part in kept]
+
+
+def common(rows: list[Row], names: Sequence[str], pairs: Sequence[Key]) -> list[Key]:
+    """Return the pairs that every method ran on which ran on at least half of them; all where there is none."""
+    wide = [name for name in names if 2 * len(asked(name, rows, pairs)) >= len(pairs)]
+    return [pair for pair in pairs if all(rows_of(name, rows, pair) for name in wide)] or list(pairs)
