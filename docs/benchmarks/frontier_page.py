@@ -36,8 +36,8 @@ from saferestore.core.config import RestoreConfig
 from saferestore.core.evaluation.intervals import wilson
 
 DRAWN = {"anchor-fisher": "#b2182b", "anchor-fisher-T1": "#999999", "anchor-identity": "#ef8a62",
-         "anchor-diagonal": "#f4a6c1", "anchor-ekfac": "#762a83", "refusal-sft": "#2166ac", "refusal-sft-no-replay": "#67a9cf", "dpo": "#1b7837",
-         "scale": "#555555"}
+         "anchor-diagonal": "#f4a6c1", "anchor-ekfac": "#762a83", "refusal-sft": "#2166ac",
+         "refusal-sft-no-replay": "#67a9cf", "dpo": "#1b7837", "scale": "#555555"}
 OURS = f"anchor-{RestoreConfig('-', '-').engine}"
 NULL = "anchor-identity"
 PLAIN = f"{OURS}-T1"
