@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..params import Params
-from .trust_region import Attribution
+from .attribution import Attribution
 
 
 @dataclass(frozen=True)

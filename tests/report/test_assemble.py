@@ -15,8 +15,9 @@ from saferestore.core.errors import NumericalError
 from saferestore.core.evaluation.verdict import Comparison, Mean
 from saferestore.core.report import assemble
 from saferestore.core.report.schema import validate
+from saferestore.core.restoration.attribution import Attribution, Point
 from saferestore.core.restoration.modules import Distances, ModuleShare
-from saferestore.core.restoration.trust_region import Attribution, Cost, Outcome, Point, Step
+from saferestore.core.restoration.trust_region import Cost, Outcome, Step
 from talk import open_tiny, save_pair, selection
 
 FACTS = CheckpointFacts(ref="org/model", weights_sha256={"model.safetensors": HASH}, tokenizer_sha256=HASH,

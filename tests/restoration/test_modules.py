@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from saferestore.core.params import Params
+from saferestore.core.restoration.attribution import Attribution
 from saferestore.core.restoration.modules import changes, distances, factors, module_of, shares, squared_norm
-from saferestore.core.restoration.trust_region import Attribution
 
 from ..cases import live_model, moved
 

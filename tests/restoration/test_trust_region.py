@@ -22,11 +22,10 @@ from saferestore.core.losses import (
     kl_divergence,
     log_probabilities,
 )
+from saferestore.core.restoration.attribution import Attribution, Point
 from saferestore.core.restoration.step import step_length
 from saferestore.core.restoration.trust_region import (
-    Attribution,
     Outcome,
-    Point,
     Problem,
     Settings,
     is_restored,

@@ -11,8 +11,9 @@ import torch
 from ...checkpoint.session import write_params
 from ...errors import NumericalError
 from ...params import Params, is_finite
+from ..attribution import Attribution
 from ..controls import strength_at_drift
-from ..trust_region import Attribution, Cost, Outcome, Step, evaluate
+from ..trust_region import Cost, Outcome, Step, evaluate
 from .inputs import Applied, Edit, Inputs, Knob
 from .train import Path, Recipe, trained, within_budget
 from .weights import start_of
