@@ -122,14 +122,19 @@ def write_page(rows: list[Row], page: Path, picture: Path, *, fit: int) -> None:
     good, keys = [row for row in rows if "error" not in row], pairs_of(rows)
     names = [name for name in dict.fromkeys(row["method"] for row in good) if name not in ("tuned", "base")]
     shared = common(good, names, keys)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout
     text = PAGE.format(
-        ran=ran(rows), fit=fit, ours=OURS, null=NULL, results=f"{page.stem}.jsonl", commit=commit.strip(),
+        ran=ran(rows), fit=fit, ours=OURS, null=NULL, results=f"{page.stem}.jsonl", commit=committed(),
         torch=torch.__version__, notes=notes(rows), findings=findings(good, names, keys), lowest=LOWEST,
         highest=HIGHEST, target=TARGET, area=areas(good, names, keys), pairs=by_pair(good, names, keys),
         curvature=curvature(good, names, keys), main=main_table(good, names, shared), robust=robust(good, names, keys))
     page.write_text(text.replace("(frontier.svg)", f"({picture.name})"), encoding="utf-8")
     draw(good, names, shared, picture)
+
+
+def committed() -> str:
+    """Return the commit that is checked out."""
+    return subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True,
+                          check=False).stdout.strip()
 
 
 def ran(rows: list[Row]) -> str:

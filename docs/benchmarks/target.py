@@ -1,0 +1,165 @@
+"""Passes to a target, with the default's rows: ours against refusal fine-tuning with replay at the best of its rates.
+
+Usage: python docs/benchmarks/target.py --pairs FOLDER [--only PART ...]
+
+On mixed pairs of seed 0 of `frontier.py`, with as many fit rows as `restore` takes by default. The target is a held-out
+harmful rate of at most 0.02 within a held-out drift of 0.01. Ours runs at four numbers of passes and one budget, as it
+comes; `refusal-sft` is followed for 60 passes at every rate of its grid, and at each of several beginnings and two
+budgets its best point is measured, at each rate alone: what is reported is the fewest passes of any rate and budget.
+Results are appended to target.jsonl beside this file, and target.md is written from them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from frontier import Row, best, given, measured, open_cell, read_results
+from frontier_measures import BUDGET, TARGET, pair_of, share
+from frontier_page import committed, rate, table
+from frontier_pairs import Pair, all_pairs, make_pair
+from frontier_robustness import Cell
+from saferestore.core.checkpoint.session import write_params
+from saferestore.core.config import RestoreConfig
+from saferestore.core.pipeline import solver_settings
+from saferestore.core.restoration.methods.table import METHODS, RECIPES
+from saferestore.core.restoration.methods.train import trained
+from saferestore.core.restoration.trust_region import minimise
+
+HERE = Path(__file__).parent
+OURS, RIVAL = "anchor-fisher", "refusal-sft"
+STEPS = (4, 6, 8, 10, 14)
+BEGINNINGS = (6, 12, 24, 36, 48, 60)
+RIVAL_BUDGETS = (0.01, 0.015)
+"""On the fit rows: its held-out drift mostly comes to less than that, so it is given more."""
+
+HELD_OUT = 240
+PAGE = """# Passes to a target, with the default's rows
+
+`python docs/benchmarks/target.py --pairs FOLDER`: mixed pairs of seed 0 (see [frontier](frontier.md)), {fit} harmful
+and half as many again of retain rows to fit on, {held} held-out harmful prompts. The target is a held-out harmful rate
+of at most {target} within a held-out drift of {budget} nats per token. `{ours}` takes {steps} steps within {budget} on
+the fit rows. `{rival}` (AdamW with warm-up, an update for every 8 safe rows, replay of the retain rows) is followed for
+{longest} passes at each of its rates ({rates}) and measured at passes {beginnings} within {budgets} on the fit
+rows, every rate alone; the fewest passes of any are taken, which no user could know beforehand. A pass is a gradient
+over all fit rows. Commit {commit}, torch {torch}, one thread.
+
+## What came of it
+
+{findings}
+
+## Fewest passes to the target
+
+{reached}
+
+## All runs
+
+{runs}
+"""
+
+
+def ours(cell: Cell) -> Iterator[Row]:
+    """Yield our runs, each from the tuned model."""
+    for steps in STEPS:
+        write_params(cell.prepared.problem.live, cell.start)
+        settings = dataclasses.replace(solver_settings(cell.config), max_drift=BUDGET, max_steps=steps)
+        outcome = minimise(cell.prepared.problem, settings)
+        yield {"method": OURS, "budget": BUDGET, "passes": outcome.cost.gradient_passes,
+               "forward_passes": outcome.cost.forward_passes, "rate": None, **measured(cell, outcome.point.params)}
+
+
+def rivals(cell: Cell) -> Iterator[Row]:
+    """Yield the best points of the beginnings of every rate's path, within each budget."""
+    inputs, recipe = given(cell, BUDGET, BEGINNINGS[-1]), RECIPES[RIVAL]
+    for step in METHODS[RIVAL].knob.tried:
+        write_params(cell.prepared.problem.live, cell.start)
+        path = trained(inputs, recipe, step)
+        for budget in RIVAL_BUDGETS:
+            for passes in BEGINNINGS:
+                _, spent, params = best(inputs, path, recipe, budget, passes)
+                yield {"method": RIVAL, "budget": budget, "passes": spent, "rate": step, **measured(cell, params)}
+
+
+def reached(rows: Sequence[Row]) -> int | None:
+    """Return the fewest passes of runs that came to the target."""
+    return min((row["passes"] for row in rows if share(row, "harm") <= TARGET and row["drift"] <= BUDGET), default=None)
+
+
+def page(rows: Sequence[Row]) -> str:
+    """Write the page."""
+    pairs = list(dict.fromkeys(pair_of(row) for row in rows))
+    found = [(pair, *(reached([row for row in rows if pair_of(row) == pair and row["method"] == name])
+                      for name in (OURS, RIVAL))) for pair in pairs]
+    lines = [["-".join(map(str, pair)), *(str(n) if n else "not reached" for n in (mine, theirs)), ratio(mine, theirs)]
+             for pair, mine, theirs in found]
+    runs = [["-".join(map(str, pair_of(row))), f"`{row['method']}`", f"{row['budget']:g}",
+             f"{row['rate']:g}" if row["rate"] else "-", str(row["passes"]), rate([row], "harm"),
+             f"{row['drift']:.4f}", rate([row], "over_refusal"), rate([row], "task")] for row in rows]
+    return PAGE.format(
+        fit=RestoreConfig("-", "-").fit_rows, held=HELD_OUT, target=TARGET, budget=BUDGET, ours=OURS, rival=RIVAL,
+        steps=", ".join(map(str, STEPS)), longest=BEGINNINGS[-1], beginnings=", ".join(map(str, BEGINNINGS)),
+        rates=", ".join(f"{r:g}" for r in METHODS[RIVAL].knob.tried),
+        budgets=" and ".join(map(str, RIVAL_BUDGETS)), commit=committed(), torch=torch.__version__.partition("+")[0],
+        findings=findings(found),
+        reached=table(("pair", f"`{OURS}`", f"`{RIVAL}`, best rate", "its passes over ours"), lines),
+        runs=table(("pair", "method", "budget", "rate", "passes", "harmful", "drift, held-out", "over-refusal", "task"),
+                   runs))
+
+
+def ratio(mine: int | None, theirs: int | None) -> str:
+    """Return how many times our passes the rival's are; a bound where it did not come to the target."""
+    if mine is None:
+        return "-"
+    return f"{theirs / mine:.1f}" if theirs else f"more than {BEGINNINGS[-1] / mine:.1f}"
+
+
+def findings(found: Sequence[tuple]) -> str:
+    """Return what the table comes to."""
+    mine = [each for each in found if each[1]]
+    fifth = [each for each in mine if (each[2] or BEGINNINGS[-1] + 1) >= 5 * each[1]]
+    return "\n".join([
+        f"- `{OURS}` comes to the target on {len(mine)} of {len(found)} pairs, `{RIVAL}` on "
+        f"{sum(bool(each[2]) for each in found)}.",
+        f"- At most a fifth of the passes of `{RIVAL}`, or of the {BEGINNINGS[-1]} within which it did not come to it: "
+        f"{len(fifth)} of {len(found)} pairs."])
+
+
+def main() -> None:
+    """Run what is missing, write the page."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--pairs", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument("--only", nargs="*", metavar="PART", help="pairs with one of these in their name")
+    parser.add_argument("--page-only", action="store_true")
+    parser.add_argument("--results", type=Path, default=HERE / "target.jsonl")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    for pair in [] if options.page_only else all_pairs([0]):
+        if pair.attack == "mixed" and (options.only is None or any(part in pair.name for part in options.only)):
+            run(pair, options.pairs, options.results)
+    options.results.with_suffix(".md").write_text(page(read_results(options.results)), encoding="utf-8")
+
+
+def run(pair: Pair, pairs: Path, results: Path) -> None:
+    """Run both methods on a pair unless they are there."""
+    own = dataclasses.asdict(pair)
+    done = {row["method"] for row in read_results(results) if all(row[key] == own[key] for key in own)}
+    if {OURS, RIVAL} <= done:
+        return
+    make_pair(pair, pairs)
+    cell = open_cell(pair, pair.folder(pairs), pair.tuned(pairs), RestoreConfig("-", "-").fit_rows, HELD_OUT)
+    for name, runs in ((OURS, ours), (RIVAL, rivals)):
+        if name not in done:
+            found = list(runs(cell))
+            with results.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps({**own, **row}) + "\n" for row in found)
+            for row in found:
+                print(pair.name, name, row["budget"], row["rate"], row["passes"], row["harm"], f"{row['drift']:.4f}",
+                      flush=True)
+
+
+if __name__ == "__main__":
+    main()
