@@ -31,6 +31,9 @@ UNSPENT = 0.7
 LEAST_WEIGHT = 0.25
 """Of the weight at the start: with less, benign prompts were refused that no fit row stands for."""
 
+MOST_SLACK = 40.0
+"""Of the budget, however small it is."""
+
 MEMORY = 10
 """Secant pairs kept: two adapter vectors each."""
 
@@ -69,6 +72,8 @@ class Settings:
             least) while 30% of the budget or more is unspent.
         path_slack: How many times the budget D may be on the way; what is allowed shrinks to the budget itself over
             the first 70% of the steps. Held to the budget from the start, steps creep along its boundary.
+        path_drift: D that the way may come to where that is more, up to `MOST_SLACK` times the budget: the way out and
+            back is as long for a small budget as for a large one.
         damping: Initial lambda as a fraction of the mean diagonal of F.
         tries: Step lengths tried from one gradient before giving up.
         max_products: Products a solve may take.
@@ -85,6 +90,7 @@ class Settings:
     max_steps: int = 10
     drift_weight: float = 0.1
     path_slack: float = 4.0
+    path_drift: float = 0.04
     damping: float = 1.0
     tries: int = 8
     max_products: int = 4
@@ -94,10 +100,15 @@ class Settings:
     seed: int = 0
     low_memory: bool = False
 
+    @property
+    def slack(self) -> float:
+        """How many times the budget D may be at first."""
+        return max(self.path_slack, min(self.path_drift / self.max_drift, MOST_SLACK))
+
     def allowed(self, number: int) -> float:
         """Return the drift that step `number` (from 1) may reach, nats per token."""
         share = max(0.0, 1.0 - number / max(1.0, 0.7 * self.max_steps))
-        return self.max_drift * self.path_slack ** share
+        return self.max_drift * self.slack ** share
 
 
 @dataclass(frozen=True)
@@ -199,7 +210,7 @@ def minimise(problem: Problem, settings: Settings, *, progress: Progress = no_pr
     Raises:
         NumericalError: A loss or gradient is not finite at accepted parameters.
     """
-    state = _State(damping=0.0, radius=settings.path_slack * settings.max_drift, weight=settings.drift_weight)
+    state = _State(damping=0.0, radius=settings.slack * settings.max_drift, weight=settings.drift_weight)
     start = point = feasible = evaluate(problem, read_params(problem.live), state.cost)
     attribution, operator, why, end = Attribution({}, {}), None, "max_steps", start.params
     for number in range(1, settings.max_steps + 1):

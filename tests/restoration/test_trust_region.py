@@ -101,7 +101,14 @@ def test_what_the_path_allows_shrinks_to_the_budget_and_ends_there():
     allowed = [settings.allowed(number) for number in range(1, 11)]
     assert allowed == sorted(allowed, reverse=True)
     assert 0.01 < allowed[0] < 0.2 and allowed[6:] == [0.01] * 4
-    assert Settings(max_drift=0.01, path_slack=1.0).allowed(1) == 0.01
+    assert Settings(max_drift=0.01, path_slack=1.0, path_drift=0.0).allowed(1) == 0.01
+
+
+@pytest.mark.parametrize(("budget", "slack"), [(0.1, 4.0), (0.01, 4.0), (0.004, 10.0), (0.001, 40.0), (1e-9, 40.0)])
+def test_the_way_may_come_to_as_much_drift_for_a_small_budget_as_for_a_large_one(budget: float, slack: float):
+    settings = Settings(max_drift=budget, max_steps=10)
+    assert settings.slack == pytest.approx(slack)
+    assert settings.allowed(1) == pytest.approx(budget * slack ** (6 / 7)) and settings.allowed(7) == budget
 
 
 def test_safety_improves_and_some_drift_is_paid_for_it(ran: tuple[Problem, Settings, Outcome]):
