@@ -65,6 +65,19 @@ def test_a_rival_is_better_somewhere_where_a_run_lies_below_the_line_through_our
     assert measures.dominated_by("a", names, [*rows, *rivals], PAIR) == ["below", "later"]
 
 
+def test_beyond_chance_asks_for_more_than_a_few_prompts() -> None:
+    rows = [TUNED, row("a", 40, 0.01)]
+    rivals = [row("few", 36, 0.01), row("many", 20, 0.01)]
+    names = [each["method"] for each in rivals]
+    assert measures.dominated_by("a", names, [*rows, *rivals], PAIR) == names
+    assert measures.dominated_by("a", names, [*rows, *rivals], PAIR, beyond_chance=True) == ["many"]
+    n = TUNED["harm"][1]  # the exact one-sided test written out: the lower tail of a hypergeometric distribution
+    for rival in rivals:
+        hits = rival["harm"][0]
+        tail = sum(math.comb(n, k) * math.comb(n, hits + 40 - k) for k in range(max(0, hits + 40 - n), hits + 1))
+        assert (tail / math.comb(2 * n, hits + 40) < 0.05) == (rival["method"] == "many")
+
+
 def test_pictures_and_rates_are_of_pairs_that_the_usual_methods_share() -> None:
     pairs = [(*PAIR[:3], seed) for seed in range(4)]
     rows = [row("a", 1, 0.01, pair=pair) for pair in pairs]

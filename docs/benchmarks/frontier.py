@@ -47,10 +47,7 @@ BUDGETS = (0.001, 0.003, 0.01, 0.03)
 BUDGET = 0.01
 PASSES = (3, 6, 12, 24)
 FIT_ROWS, HELD_OUT = 48, 96
-OURS = ("anchor-fisher", "anchor-identity", "anchor-fisher-T1", "anchor-ekfac", "anchor-diagonal", "anchor-cg",
-        "anchor-lbfgs")
-"""`T1`: steps keep the plain drift low, not the softened one."""
-
+OURS = ("anchor-fisher", "anchor-identity", "anchor-ekfac", "anchor-diagonal", "anchor-cg", "anchor-lbfgs")
 RIVALS = ("refusal-sft", "refusal-sft-no-replay", "dpo", "scale")
 CORE = (*OURS, *RIVALS)
 """Run on every pair, for the question whether curvature pays and against the rivals that come near."""
@@ -103,15 +100,14 @@ def endpoints(cell: Cell, name: str) -> Iterator[tuple[float, int, int, Params, 
 
 def ours(cell: Cell, name: str) -> Iterator[tuple[float, int, int, Params, str]]:
     """Our steps at each budget, and at fewer and more passes at the middle one."""
-    engine, _, plain = name.removeprefix("anchor-").partition("-T")
-    problem = dataclasses.replace(cell.prepared.problem, penalty=None) if plain else cell.prepared.problem
+    engine = name.removeprefix("anchor-")
     runs = [(budget, 12) for budget in BUDGETS]
     runs += [(BUDGET, passes) for passes in PASSES if passes != 12 and name in LONG]
     for budget, passes in runs:
         write_params(cell.prepared.problem.live, cell.start)
         settings = dataclasses.replace(solver_settings(cell.config), engine=engine, max_drift=budget,
                                        max_steps=passes - 2)
-        outcome = minimise(problem, settings)
+        outcome = minimise(cell.prepared.problem, settings)
         spent = outcome.cost.gradient_passes + outcome.cost.curvature_products
         yield budget, spent, spent, outcome.point.params, f"{len(outcome.steps)} steps"
 

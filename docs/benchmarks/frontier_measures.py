@@ -84,14 +84,29 @@ def harm_at(name: str, rows: Sequence[Row], pair: Key, drift: float) -> float:
     return float(np.interp(drift, *zip(*frontier, strict=True)))
 
 
-def dominated_by(name: str, rivals: Sequence[str], rows: Sequence[Row], pair: Key) -> list[str]:
+def dominated_by(name: str, rivals: Sequence[str], rows: Sequence[Row], pair: Key, *,
+                 beyond_chance: bool = False) -> list[str]:
     """Return the rivals with a run of less harm than a method has at that run's held-out drift, by `harm_at`.
 
     Runs that do nothing (the tuned model's harm) do not dominate.
+
+    Args:
+        name: The method.
+        rivals: The others.
+        rows: All results.
+        pair: Which.
+        beyond_chance: Ask that the difference is one by Fisher's exact test, too (one-sided, p < 0.05 for each run, not
+            corrected for the number of runs), with the method's harm taken as a count of as many prompts.
     """
     tuned = share(rows_of("tuned", rows, pair)[0], "harm")
-    return [rival for rival in rivals if any(
-        harm < min(tuned, harm_at(name, rows, pair, drift)) for drift, harm, _ in runs_of(rival, rows, pair))]
+
+    def is_below(row: Row) -> bool:
+        hits, n = row["harm"]
+        mine = min(tuned, harm_at(name, rows, pair, row["drift"]))
+        table = [[hits, n - hits], [round(mine * n), n - round(mine * n)]]
+        return hits / n < mine and (not beyond_chance or stats.fisher_exact(table, "less").pvalue < 0.05)
+
+    return [rival for rival in rivals if any(map(is_below, rows_of(rival, rows, pair)))]
 
 
 def paired(values: Callable[[str, Key], float], mine: str, other: str,

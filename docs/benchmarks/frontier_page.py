@@ -35,17 +35,17 @@ from matplotlib import pyplot
 from saferestore.core.config import RestoreConfig
 from saferestore.core.evaluation.intervals import wilson
 
-DRAWN = {"anchor-fisher": "#b2182b", "anchor-fisher-T1": "#999999", "anchor-identity": "#ef8a62",
+DRAWN = {"anchor-fisher": "#b2182b", "anchor-identity": "#ef8a62",
          "anchor-diagonal": "#f4a6c1", "anchor-ekfac": "#762a83", "refusal-sft": "#2166ac",
          "refusal-sft-no-replay": "#67a9cf", "dpo": "#1b7837", "scale": "#555555"}
 OURS = f"anchor-{RestoreConfig('-', '-').engine}"
 NULL = "anchor-identity"
-PLAIN = f"{OURS}-T1"
 USUAL = (12, 3, 6, 24)
 """Passes of a method's runs at one budget, in their order."""
 
-CHOSEN_ON = frozenset({("llama", "mixed", "adapter", 0), ("llama", "pure", "full", 0), ("gpt2", "pure", "full", 0)})
-"""Pairs by which the softened drift, its temperature and the damping were chosen."""
+CHOSEN_ON = frozenset({("llama", "mixed", "adapter", 0), ("llama", "pure", "full", 0), ("gpt2", "pure", "full", 0),
+                       ("qwen2", "mixed", "full", 0), ("gpt2", "mixed", "adapter", 0), ("llama", "mixed", "full", 0)})
+"""Pairs by which the softened drift, its temperature, the damping and the drift allowed on the way were chosen."""
 
 ASKED = 54
 """Pairs of the whole benchmark: three families, three attacks, two kinds, three seeds."""
@@ -64,8 +64,8 @@ An edit is searched for the value that spends a drift budget on the fit rows; a 
 each of its rates, with an update for every 8 safe or harmful rows, and the best point by its own loss among those
 within the budget is taken. Budgets are 0.001, 0.003, 0.01 and 0.03 nats per token on the fit rows, 12 passes; some
 methods also have 3, 6 and 24 passes at 0.01. Our rows are `anchor-` and an engine; ours by default is `{ours}`,
-`{null}` is the null control of curvature, and `-T1` keeps the plain drift low in place of the softened one. Harm is
-judged by wording. Single results: `{results}`. The page was written at commit {commit}, torch {torch}, one thread.
+`{null}` is the null control of curvature. Harm is judged by wording. Single results: `{results}`. The page was written
+at commit {commit}, torch {torch}, one thread.
 
 ![harm against drift, and against passes](frontier.svg)
 
@@ -87,7 +87,7 @@ interval (below 0: ours is better).
 Area of ours, of the null control, and of the best published method of that pair; passes to a harmful rate of at most
 {target} within a held-out drift of 0.01 (`-`: not within the runs tried; for methods that train the cost of the best
 rate alone); which published methods have a run of less harm than ours at the same drift, ours drawn straight between
-its runs.
+its runs (in brackets: within chance).
 
 {pairs}
 
@@ -183,14 +183,14 @@ def findings(rows: list[Row], names: Sequence[str], pairs: Sequence[Key]) -> str
     first = min(everywhere, key=lambda name: means[name])
     apart = paired(lambda name, pair: area(name, rows, pair), OURS, best, pairs)
     mine = [pair for pair in asked(OURS, rows, pairs) if any(rows_of(name, rows, pair) for name in rivals)]
-    free = sum(not dominated_by(OURS, rivals, rows, pair) for pair in mine)
+    free, clear = (sum(not dominated_by(OURS, rivals, rows, pair, beyond_chance=chance) for pair in mine)
+                   for chance in (False, True))
     return "\n".join([
         f"- First by mean area of those run on every pair that ours was: `{first}` ({means[first]:.3f}); `{OURS}` has "
         f"{means[OURS]:.3f}, the best published method, `{best}`, {means[best]:.3f}. Ours less it: {interval(apart)}, "
         f"which {'excludes' if apart[2] < 0 or apart[1] > 0 else 'does not exclude'} 0.",
-        f"- `{OURS}` is undominated by published methods on {free} of {len(mine)} pairs.", cost(rows, mine),
-        f"- The softened drift in place of the plain one (`{OURS}` less `{PLAIN}`): "
-        f"{interval(paired(lambda name, pair: area(name, rows, pair), OURS, PLAIN, pairs))}.",
+        f"- `{OURS}` is undominated by published methods on {free} of {len(mine)} pairs; on {len(mine) - clear} a run "
+        "of one has less harm beyond chance (Fisher's exact test of that run's prompts, p < 0.05).", cost(rows, mine),
         *relearning(rows, pairs), *unseen(best, rows, pairs)])
 
 
@@ -261,6 +261,13 @@ def areas(rows: list[Row], names: Sequence[str], pairs: Sequence[Key]) -> str:
     return table(("method", *(f"{attack}, {kind}" for attack, kind in attacks), "mean", "ours less it"), lines)
 
 
+def better(rivals: Sequence[str], rows: list[Row], pair: Key) -> str:
+    """Return the rivals with a run of less harm than ours, in brackets where that is within chance."""
+    clear = dominated_by(OURS, rivals, rows, pair, beyond_chance=True)
+    found = [f"`{name}`" if name in clear else f"(`{name}`)" for name in dominated_by(OURS, rivals, rows, pair)]
+    return ", ".join(found) or "none"
+
+
 def number(value: float, form: str = ".3f") -> str:
     """Return a number, a dash for none."""
     return f"{value:{form}}" if math.isfinite(value) else "-"
@@ -278,7 +285,7 @@ def by_pair(rows: list[Row], names: Sequence[str], pairs: Sequence[Key]) -> str:
             *(number(area(name, rows, pair)) for name in (OURS, NULL)),
             f"{known[best]:.3f} (`{best}`)" if best else "-",
             *(number(fewest(name, rows, pair), ".0f") for name in (OURS, NULL, "refusal-sft")),
-            ", ".join(f"`{name}`" for name in dominated_by(OURS, rivals, rows, pair)) or "none"
+            better(rivals, rows, pair)
             if known and rows_of(OURS, rows, pair) else "-"])
     return table(("family", "attack", "kind", "seed", "tuned harm", f"`{OURS}`", f"`{NULL}`", "best published",
                   "passes, ours", "null", "`refusal-sft`", "better somewhere"), lines)
@@ -286,7 +293,7 @@ def by_pair(rows: list[Row], names: Sequence[str], pairs: Sequence[Key]) -> str:
 
 def curvature(rows: list[Row], names: Sequence[str], pairs: Sequence[Key]) -> str:
     """Return each engine against no curvature, over all pairs and by family, attack and kind."""
-    engines = [name for name in names if is_ours(name) and name not in (NULL, PLAIN)]
+    engines = [name for name in names if is_ours(name) and name != NULL]
     groups: dict[str, list[Key]] = {"all": list(pairs)}
     for at in range(3):
         for value in dict.fromkeys(str(pair[at]) for pair in pairs):
