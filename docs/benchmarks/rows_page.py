@@ -87,9 +87,9 @@ bases answer {base_task}: `advice` has nothing to teach them.
 
 The sample's base is aligned for {align:g} epochs, and benign fine-tuning alone costs it some safety. Here it is aligned
 for {align:g} more, with the same lessons and rate; all else is the sample's own recipe ({firm}), as in the
-first of these tables. **That base was chosen on seed 1**, with a look at seed 0 (below); no model of the other seeds was
-trained from one before. The first table's cells of seed 2 were known; seeds 3 and 4 are in no table above. The bases
-themselves, on the built-in and the held-out prompts: {firm_bases}.
+first of these tables. **That base was chosen on seed 1**, with a look at seed 0 (below); no model of the other seeds
+was trained from one before. The first table's cells of seed 2 were known; seeds 3 and 4 are in no table above. The
+bases themselves, on the built-in and the held-out prompts: {firm_bases}.
 Of the tasks' held-out rows they answer {firm_task} as the rows do.
 
 {firm_table}
