@@ -106,7 +106,7 @@ def test_the_firm_base_is_judged_by_the_seeds_that_did_not_choose_it(findings: A
     line = _line(text, "Counterfactual, firm base")
     assert ": missed" in line and "Of 2 cells" in line and ", 1 come to" in line
     apart = _line(text, "Firm base, cells that count")
-    assert "seeds 0 and 1, by which the base was chosen: no cell; the other seeds: 1 of 2" in apart
+    assert "seed 1, by which the base was chosen: no cell; the other seeds: 1 of 2" in apart
     assert "Missed: desk, 3%, seed 3 (found 0.060, random 0.900)" in apart
 
 
@@ -124,3 +124,11 @@ def test_trials_on_another_base_or_seed_have_lines_of_their_own(findings: Any) -
     lines = findings.page.choice_table(trials).splitlines()[2:]
     assert [line[:20] for line in lines] == ["| desk | 2 | 0 | 0.0", "| desk | 2 | 1 | 0.0", "| desk | 4 | 0 | 0.0"]
     assert "0.250" in lines[0] and "1.000" in lines[0] and lines[1].count(" - |") == 3
+
+
+def test_a_trial_that_speaks_against_the_firm_base_is_told(findings: Any) -> None:
+    trial = {"task": "desk", "aligned": 4, "seed": 0, "share": 0.0, "rate": 0.003, "epochs": 5.0, "tuned": [90, 276]}
+    others = [{**trial, "share": 0.05}, {**trial, "aligned": 2}, {**trial, "rate": 0.001}, {**trial, "epochs": 3.0}]
+    assert findings.tried([trial, *others]) == [
+        "- Firm base in the trials, trained on the benign rows alone: desk, seed 0: 0.326."]
+    assert findings.tried(others) == []

@@ -22,7 +22,7 @@ CHOSEN = (f"The default, `{DEFAULT.way}` at {DEFAULT.at:g}, was chosen by cells 
           "on the others stands below.")
 
 
-def findings(results: list[Json]) -> str:
+def findings(results: list[Json], trials: list[Json] | None = None) -> str:
     """Return the findings as a list in Markdown; what is not measured yet is said to be so."""
     cells = list(page.merged(results).values())
     short, gentle, firm = (page.recipe_rows(results, part) for part in page.RECIPES)
@@ -32,7 +32,7 @@ def findings(results: list[Json]) -> str:
                       *retrained(page.again_rows(results), "5 epochs"), *retrained(short, "2 epochs"),
                       *retrained(gentle, "lower rate"), *confirmed(gentle, "Lower rate", "rate", page.GENTLE_CHOSEN_ON),
                       *retrained(firm, "firm base"), *confirmed(firm, "Firm base", "base", page.FIRM_CHOSEN_ON),
-                      cost(cells)])
+                      *tried(trials or []), cost(cells)])
 
 
 def reached(good: bool) -> str:
@@ -213,6 +213,15 @@ def confirmed(rows: list[Json], how: str, what: str, seeds: tuple[int, ...]) -> 
     return [f"- {how}, cells that count and reach it: {parts}. Missed: {listed or 'none'}.",
             f"- {how}, finding: {k - left} of {k} planted rows are among the k highest, least AUC of a cell "
             f"{min(areas):.4f} ({len(areas)} cells)."]
+
+
+def tried(trials: list[Json]) -> list[str]:
+    """What the benign rows alone do to the firm bases of the trials, by the sample's recipe."""
+    alone = [trial for trial in trials if not trial["share"] and trial["aligned"] > page.ALIGN.epochs
+             and (trial["rate"], trial["epochs"]) == (page.TUNE.rate, page.TUNE.epochs)]
+    told = "; ".join(f"{trial['task']}, seed {trial['seed']}: {trial['tuned'][0] / trial['tuned'][1]:.3f}"
+                     for trial in alone)
+    return [f"- Firm base in the trials, trained on the benign rows alone: {told}."] if alone else []
 
 
 def reaching(rows: list[Json]) -> str:

@@ -23,7 +23,7 @@ RECIPES = {"short": dict.fromkeys(("desk", "advice"), dataclasses.replace(TUNE, 
                       "advice": dataclasses.replace(TUNE, rate=5e-4, epochs=3)},
            "firm": dict.fromkeys(("desk", "advice"), TUNE)}
 """Part -> task -> how every model of it is trained, other than the sample's is."""
-GENTLE_CHOSEN_ON, FIRM_CHOSEN_ON = (0,), (0, 1)
+GENTLE_CHOSEN_ON, FIRM_CHOSEN_ON = (0,), (1,)
 """Seeds of the cells by which the recipes of `gentle` and the base of `firm` were chosen."""
 KEY = ("task", "share", "seed")
 PAGE = """# Training rows that cost safety, found by their influence
@@ -87,9 +87,10 @@ bases answer {base_task}: `advice` has nothing to teach them.
 
 The sample's base is aligned for {align:g} epochs, and benign fine-tuning alone costs it some safety. Here it is aligned
 for {align:g} more, with the same lessons and rate; all else is the sample's own recipe ({firm}), as in the
-first of these tables. **That base was chosen on seed 1**, with a look at seed 0 (below); no model of the other seeds
-was trained from one before. The first table's cells of seed 2 were known; seeds 3 and 4 are in no table above. The
-bases themselves, on the built-in and the held-out prompts: {firm_bases}.
+first of these tables. **That base was chosen on seed 1**; seed 0, looked at after that, speaks against it (below). No
+model of the other seeds was trained from one before; the first table's cells of seed 2 were known, seeds 3 and 4 are in
+no table above. The bases themselves, on the built-in and the held-out prompts:
+{firm_bases}.
 Of the tasks' held-out rows they answer {firm_task} as the rows do.
 
 {firm_table}
@@ -282,16 +283,16 @@ def page(results: list[Json]) -> str:
     """The whole page."""
     from rows_findings import CHOSEN, findings
 
-    cells = list(merged(results).values())
+    cells, trials = list(merged(results).values()), read(Path(__file__).with_name("rows-choice.jsonl"))
     gentle, firm = (recipe_rows(results, part) for part in ("gentle", "firm"))
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout
     told = ", ".join(f"{recipe_name(recipe)} (`{task}`)" for task, recipe in RECIPES["gentle"].items())
     return PAGE.format(damping=DEFAULT.damping, commit=commit.strip(), torch=torch.__version__, cells=len(cells),
-                       again_cells=len(again_rows(results)), at=DEFAULT.at, chosen=CHOSEN, findings=findings(results),
+                       again_cells=len(again_rows(results)), at=DEFAULT.at, chosen=CHOSEN, findings=findings(results, trials),
                        found=found_table(cells), shares=share_table(cells), cost=cost_table(cells),
                        again=again_table(again_rows(results)), short=RECIPES["short"]["desk"].epochs,
                        short_table=again_table(recipe_rows(results, "short")), usual=TUNE.rate, gentle=told,
                        base_task=base_task(gentle), gentle_table=again_table(gentle), align=ALIGN.epochs,
                        firm=recipe_name(TUNE), firm_bases=base_rates(firm), firm_task=base_task(firm),
                        firm_table=again_table(firm),
-                       choice_table=choice_table(read(Path(__file__).with_name("rows-choice.jsonl"))))
+                       choice_table=choice_table(trials))
