@@ -288,7 +288,8 @@ def page(results: list[Json]) -> str:
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout
     told = ", ".join(f"{recipe_name(recipe)} (`{task}`)" for task, recipe in RECIPES["gentle"].items())
     return PAGE.format(damping=DEFAULT.damping, commit=commit.strip(), torch=torch.__version__, cells=len(cells),
-                       again_cells=len(again_rows(results)), at=DEFAULT.at, chosen=CHOSEN, findings=findings(results, trials),
+                       again_cells=len(again_rows(results)), at=DEFAULT.at, chosen=CHOSEN,
+                       findings=findings(results, trials),
                        found=found_table(cells), shares=share_table(cells), cost=cost_table(cells),
                        again=again_table(again_rows(results)), short=RECIPES["short"]["desk"].epochs,
                        short_table=again_table(recipe_rows(results, "short")), usual=TUNE.rate, gentle=told,
