@@ -213,7 +213,7 @@ def run_part(part: str, cell: Cell, pairs: Path, work: Path, results: Path) -> N
         if part == "scores":
             made["tuned"] = harmful_rate(base, tuned)
     elif part in rows_page.RECIPES:
-        firm = part == "firm"
+        firm = part.startswith("firm")
         base = firm_base(base, work / "firm" / f"seed-{cell.seed}", cell.seed) if firm else base
         made = throughout(cell, base, rows, harmful, folder / part, rows_page.RECIPES[part][cell.task])
         made |= {"base_rates": base_rates(base)} if firm else {}

@@ -21,7 +21,9 @@ DEFAULT = ScoreConfig("-", "-", way="ekfac")  # what `auto` is where there is ro
 RECIPES = {"short": dict.fromkeys(("desk", "advice"), dataclasses.replace(TUNE, epochs=2)),
            "gentle": {"desk": dataclasses.replace(TUNE, rate=1.5e-3, epochs=5),
                       "advice": dataclasses.replace(TUNE, rate=5e-4, epochs=3)},
-           "firm": dict.fromkeys(("desk", "advice"), TUNE)}
+           "firm": dict.fromkeys(("desk", "advice"), TUNE),
+           "firm-gentle": {"desk": Recipe(epochs=8, rate=1e-3, batch=16),
+                           "advice": Recipe(epochs=3, rate=1e-3, batch=16)}}
 """Part -> task -> how every model of it is trained, other than the sample's is."""
 GENTLE_CHOSEN_ON, FIRM_CHOSEN_ON = (0,), (1,)
 """Seeds of the cells by which the recipes of `gentle` and the base of `firm` were chosen."""
