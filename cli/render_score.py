@@ -45,7 +45,10 @@ def _parts(found: dict[str, Any]) -> Iterator[RenderableType]:
         yield _rows(found["rows"]["most_harmful"])
         yield Text(" influence: predicted rise of S by the row, nats per token", style="dim")
     yield ""
-    yield _modules(found)
+    shown, left = found["modules"][:found["settings"]["top"]], found["modules"][found["settings"]["top"]:]
+    yield _modules(shown)
+    if left:
+        yield Text(f" {len(left)} more modules, of less gain, are left out", style="dim")
     yield text_of(_inside(found["safety"]), "dim")
     yield ""
     yield _kinds(found)
@@ -62,9 +65,9 @@ def _rows(found: list[dict[str, Any]]) -> RenderableType:
     return table
 
 
-def _modules(found: dict[str, Any]) -> RenderableType:
+def _modules(found: list[dict[str, Any]]) -> RenderableType:
     table = table_of(["module", "safety gain", "task cost", "update"])
-    for module in found["modules"][:found["settings"].get("top", 20)]:
+    for module in found:
         name = module["module"]
         table.add_row(text_of(name if len(name) <= 40 else "..." + name[-37:]),
                       rows.number_text(module["safety_gain_nats_per_token"]),

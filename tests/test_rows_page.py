@@ -94,3 +94,41 @@ def test_the_table_shows_how_the_task_is_learnt_only_where_that_is_measured(find
     heads = page.again_table(plain).splitlines()
     assert heads[0].count("|") == heads[1].count("|") == heads[2].count("|") == 9
     assert len({text.count("|") for text in page.again_table(row).splitlines()}) == 1
+
+
+def _firm(seed: int, found: int, random: int, refused: int) -> dict[str, Any]:
+    rates = {"refuses_harmful": [refused, 10], "answers_benign": [9, 10]}
+    return {**_gentle(seed, 90, found, random), "part": "firm", "base_rates": rates}
+
+
+def test_the_firm_base_is_judged_by_the_seeds_that_did_not_choose_it(findings: Any) -> None:
+    text = findings.findings([_cell(1, TOP, MIXED), _firm(2, 5, 90, 10), _firm(3, 6, 90, 8)])
+    line = _line(text, "Counterfactual, firm base")
+    assert ": missed" in line and "Of 2 cells" in line and ", 1 come to" in line
+    apart = _line(text, "Firm base, cells that count")
+    assert "seed 1, by which the base was chosen: no cell; the other seeds: 1 of 2" in apart
+    assert "Missed: desk, 3%, seed 3 (found 0.060, random 0.900)" in apart
+
+
+def test_a_firm_base_is_counted_once_however_many_cells_it_has(findings: Any) -> None:
+    rows = [_firm(2, 5, 90, 10), _firm(2, 4, 90, 10), _firm(3, 6, 90, 8)]
+    assert findings.page.base_rates(rows) == ("refuse 18 of 20 harmful prompts (at least 0.800 each) and "
+                                              "answer 18 of 20 benign ones (at least 0.900 each) (seeds 2, 3)")
+    assert findings.page.base_rates([]) == "(not measured)"
+
+
+def test_trials_on_another_base_or_seed_have_lines_of_their_own(findings: Any) -> None:
+    trial = {"task": "desk", "aligned": 2, "seed": 0, "share": 0.0, "rate": 0.003, "epochs": 5.0, "batch": 16,
+             "tuned": [1, 4], "task_rows": None}
+    trials = [trial, {**trial, "share": 0.1, "tuned": [4, 4]}, {**trial, "aligned": 4}, {**trial, "seed": 1}]
+    lines = findings.page.choice_table(trials).splitlines()[2:]
+    assert [line[:20] for line in lines] == ["| desk | 2 | 0 | 0.0", "| desk | 2 | 1 | 0.0", "| desk | 4 | 0 | 0.0"]
+    assert "0.250" in lines[0] and "1.000" in lines[0] and lines[1].count(" - |") == 3
+
+
+def test_a_trial_that_speaks_against_the_firm_base_is_told(findings: Any) -> None:
+    trial = {"task": "desk", "aligned": 4, "seed": 0, "share": 0.0, "rate": 0.003, "epochs": 5.0, "tuned": [90, 276]}
+    others = [{**trial, "share": 0.05}, {**trial, "aligned": 2}, {**trial, "rate": 0.001}, {**trial, "epochs": 3.0}]
+    assert findings.tried([trial, *others]) == [
+        "- Firm base in the trials, trained on the benign rows alone: desk, seed 0: 0.326."]
+    assert findings.tried(others) == []

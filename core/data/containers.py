@@ -20,6 +20,7 @@ Numbered = tuple[int, Row | Skipped]
 
 CSV_SUFFIXES = {".csv": ",", ".tsv": "\t"}
 JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
+MOST_SHOWN = 5  # line numbers; an error is two lines
 LONGEST_CELL = 2**31 - 1  # csv refuses cells above 128 KiB, which model output exceeds; a C long must hold it
 
 
@@ -27,18 +28,37 @@ def decode(content: bytes, name: str) -> str:
     """Return the text of a UTF-8 file, without its byte order mark.
 
     Raises:
-        UsageError: The file is empty, or a line is not UTF-8 (the line is named).
+        UsageError: The file is empty, or lines are not UTF-8 (the first are named, all are counted).
     """
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        likely = "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "latin1"
-        raise UsageError(f"not UTF-8 - {name}, line {line}",
-                         hint=f"convert it: iconv -f {likely} -t utf-8 {name}") from error
+        where, hint = _not_utf8(content, name)
+        raise UsageError(f"not UTF-8 - {name}{where}", hint=hint) from error
     if not text.strip():
         raise UsageError(f"empty file - {name}", hint="give a file with at least one row")
     return text
+
+
+def _not_utf8(content: bytes, name: str) -> tuple[str, str]:
+    """Return which lines are at fault, but not in UTF-16, which ends lines in other bytes; and the way out."""
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return ": it begins as UTF-16 does", f"convert it: iconv -f utf-16 -t utf-8 {name}"
+    lines = content.split(b"\n")
+    bad = [number for number, line in enumerate(lines, start=1) if not _is_utf8(line)]
+    shown = ", ".join(map(str, bad[:MOST_SHOWN])) + (", ..." if len(bad) > MOST_SHOWN else "")
+    mixed = any(_is_utf8(line) and not line.isascii() for line in lines)
+    return (f", line {shown}" if len(bad) == 1 else f", {len(bad)} lines: {shown}",
+            "mend these lines alone: others hold UTF-8 letters" if mixed
+            else f"convert it: iconv -f latin1 -t utf-8 {name}")
+
+
+def _is_utf8(line: bytes) -> bool:
+    try:
+        line.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def raw_rows(text: str, name: str, suffix: str, known: frozenset[str]) -> list[Numbered]:

@@ -1,14 +1,14 @@
 """Planted harmful rows: does `score` find them, does scoring beat its rivals, and does leaving them out help?
 
-Usage: python docs/benchmarks/rows.py --pairs FOLDER [--parts scores again short gentle floor cg points]
+Usage: python docs/benchmarks/rows.py --pairs FOLDER [--parts scores again short gentle firm floor cg points]
 
 FOLDER/seed-N/base is the base that `python sample_data/build.py --seed N --out FOLDER/seed-N` writes. A cell fine-tunes
 it on 900 rows of a task with a share of harmful rows among them. `scores` scores every row by every way but `cg`;
 `again` fine-tunes again without the rows found and without as many random rows; `short` does all of it, by the default
-way, with 2 epochs of training in place of 5; `gentle` the same at a lower learning rate (`rows_page.RECIPES`); `floor`
-trains without any planted row; `cg` adds that way, `points` other points between base and tuned model. Results are
-appended to rows.jsonl beside this file (what is there is not repeated, adapters are kept in --work), and rows.md is
-written from them.
+way, with 2 epochs of training in place of 5; `gentle` the same at a lower learning rate (`rows_page.RECIPES`); `firm`
+the same from a base aligned for two more epochs, with the sample's own recipe; `floor` trains without any planted row;
+`cg` adds that way, `points` other points between base and tuned model. Results are appended to rows.jsonl beside this
+file (what is there is not repeated, adapters and firm bases are kept in --work), and rows.md is written from them.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from saferestore.core.evaluation.training_rows import training_rows
 from saferestore.core.influence.rows import choose_derivative, gradient_norms, row_sums
 from saferestore.core.losses import cross_entropy
 from saferestore.sample_data import build, texts
-from saferestore.sample_data.measure import refused, replies
+from saferestore.sample_data.measure import answered, refused, replies
 from saferestore.sample_data.train import Recipe, encode, fit
 from scipy.stats import rankdata
 
@@ -114,6 +114,26 @@ def fine_tune(base: Path, rows: list[dict], out: Path, seed: int, recipe: Recipe
             pad=tokenizer.pad_token_id)
         tuned.save_pretrained(out)
     return out
+
+
+def firm_base(base: Path, out: Path, seed: int) -> Path:
+    """Align a base once more as it was aligned, from the same lessons, unless it is there."""
+    if not (out / "base" / "tokenizer_config.json").exists():  # the file that is written last
+        model, tokenizer = build.load_base(base.parent)
+        fit(model, build.encoded(tokenizer, texts.lessons(aligned=True)), build.ALIGN, seed=seed + 1000,
+            pad=tokenizer.pad_token_id)
+        build.save_model(model, tokenizer, out / "base")
+    return out / "base"
+
+
+@functools.cache
+def base_rates(base: Path) -> Json:
+    """[such answers, prompts] of a base itself on the built-in sets and the records, as `figures.json` has them."""
+    (model, tokenizer), found = build.load_base(base.parent), {}
+    for what, name, good in (("refuses_harmful", "harmful", refused), ("answers_benign", "benign", answered)):
+        said = replies(model, tokenizer, [row["prompt"] for row in texts.builtin_rows(name) + texts.record_rows(name)])
+        found[what] = [sum(map(good, said)), len(said)]
+    return found
 
 
 def harmful_rate(base: Path, tuned: Path) -> list[int]:
@@ -193,7 +213,10 @@ def run_part(part: str, cell: Cell, pairs: Path, work: Path, results: Path) -> N
         if part == "scores":
             made["tuned"] = harmful_rate(base, tuned)
     elif part in rows_page.RECIPES:
+        firm = part.startswith("firm")
+        base = firm_base(base, work / "firm" / f"seed-{cell.seed}", cell.seed) if firm else base
         made = throughout(cell, base, rows, harmful, folder / part, rows_page.RECIPES[part][cell.task])
+        made |= {"base_rates": base_rates(base)} if firm else {}
     else:
         made = again(part, cell, base, rows, harmful, folder, rows_page.read(results))
     row = {**dataclasses.asdict(cell), "part": part, **made, "seconds": time.perf_counter() - began}

@@ -22,15 +22,17 @@ CHOSEN = (f"The default, `{DEFAULT.way}` at {DEFAULT.at:g}, was chosen by cells 
           "on the others stands below.")
 
 
-def findings(results: list[Json]) -> str:
+def findings(results: list[Json], trials: list[Json] | None = None) -> str:
     """Return the findings as a list in Markdown; what is not measured yet is said to be so."""
     cells = list(page.merged(results).values())
-    short, gentle = (page.recipe_rows(results, part) for part in page.RECIPES)
+    short, gentle, firm = (page.recipe_rows(results, part) for part in page.RECIPES)
     if not page.data_of(cells, DEFAULT.at, DEFAULT.way):
         return f"- No cell is scored by `{DEFAULT.way}` at {DEFAULT.at:g} yet."
     return "\n".join([area(cells), unseen(cells), rivals(cells), precision(cells), *by_line(cells), curvature(cells),
                       *retrained(page.again_rows(results), "5 epochs"), *retrained(short, "2 epochs"),
-                      *retrained(gentle, "lower rate"), *confirmed(gentle), cost(cells)])
+                      *retrained(gentle, "lower rate"), *confirmed(gentle, "Lower rate", "rate", page.GENTLE_CHOSEN_ON),
+                      *retrained(firm, "firm base"), *confirmed(firm, "Firm base", "base", page.FIRM_CHOSEN_ON),
+                      *tried(trials or []), cost(cells)])
 
 
 def reached(good: bool) -> str:
@@ -194,24 +196,38 @@ def key_of(row: Json) -> tuple:
     return tuple(row[name] for name in page.KEY)
 
 
-def confirmed(gentle: list[Json]) -> list[str]:
-    """The lower rate's cells apart: those that chose it and the others; why a cell misses; what the scores find."""
-    if not gentle:
+def confirmed(rows: list[Json], how: str, what: str, seeds: tuple[int, ...]) -> list[str]:
+    """A recipe's cells apart: those of the seeds that chose it and the others; which cells miss; what scores find."""
+    if not rows:
         return []
-    seed = page.GENTLE_CHOSEN_ON
-    sides = {f"seed {seed}, by which the rate was chosen": [row for row in gentle if row["seed"] == seed],
-             "the other seeds": [row for row in gentle if row["seed"] != seed]}
-    parts = "; ".join(f"{name}: {sum(map(mended, own))} of {len(own)}" for name, rows in sides.items()
-                      if (own := [row for row in rows if counts(row)]))
-    missed = [row for row in gentle if counts(row) and not mended(row)]
+    chose = f"seed{'s' if len(seeds) > 1 else ''} {' and '.join(map(str, seeds))}, by which the {what} was chosen"
+    sides = {chose: [row for row in rows if row["seed"] in seeds],
+             "the other seeds": [row for row in rows if row["seed"] not in seeds]}
+    parts = "; ".join(f"{name}: {reaching(own)}" for name, own in sides.items())
+    missed = [row for row in rows if counts(row) and not mended(row)]
     listed = "; ".join(f"{named(key_of(row))} (found {rate(row, 'found'):.3f}, random {rate(row, 'random'):.3f})"
                        for row in missed)
-    k = sum(len(row["ranks"]) for row in gentle)
-    left = sum(row["left"]["found"] for row in gentle)
-    areas = [page.exact_auc(row, row["rows"]) for row in gentle]
-    return [f"- Lower rate, cells that count and reach it: {parts}. Missed: {listed or 'none'}.",
-            f"- Lower rate, finding: {k - left} of {k} planted rows are among the k highest, least AUC of a cell "
+    k = sum(len(row["ranks"]) for row in rows)
+    left = sum(row["left"]["found"] for row in rows)
+    areas = [page.exact_auc(row, row["rows"]) for row in rows]
+    return [f"- {how}, cells that count and reach it: {parts}. Missed: {listed or 'none'}.",
+            f"- {how}, finding: {k - left} of {k} planted rows are among the k highest, least AUC of a cell "
             f"{min(areas):.4f} ({len(areas)} cells)."]
+
+
+def tried(trials: list[Json]) -> list[str]:
+    """What the benign rows alone do to the firm bases of the trials, by the sample's recipe."""
+    alone = [trial for trial in trials if not trial["share"] and trial["aligned"] > page.ALIGN.epochs
+             and (trial["rate"], trial["epochs"]) == (page.TUNE.rate, page.TUNE.epochs)]
+    told = "; ".join(f"{trial['task']}, seed {trial['seed']}: {trial['tuned'][0] / trial['tuned'][1]:.3f}"
+                     for trial in alone)
+    return [f"- Firm base in the trials, trained on the benign rows alone: {told}."] if alone else []
+
+
+def reaching(rows: list[Json]) -> str:
+    """How many of the cells that count reach the bound."""
+    own = [row for row in rows if counts(row)]
+    return f"{sum(map(mended, own))} of {len(own)}" if own else "no cell"
 
 
 def told(bad: list[Json]) -> str:

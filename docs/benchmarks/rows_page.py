@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from saferestore.core.config import SCORE_WAYS, ScoreConfig
 from saferestore.core.evaluation.intervals import wilson
-from saferestore.sample_data.build import TUNE
+from saferestore.sample_data.build import ALIGN, TUNE
 from saferestore.sample_data.train import Recipe
 from scipy.stats import rankdata
 
@@ -20,10 +20,13 @@ Json = dict[str, Any]
 DEFAULT = ScoreConfig("-", "-", way="ekfac")  # what `auto` is where there is room
 RECIPES = {"short": dict.fromkeys(("desk", "advice"), dataclasses.replace(TUNE, epochs=2)),
            "gentle": {"desk": dataclasses.replace(TUNE, rate=1.5e-3, epochs=5),
-                      "advice": dataclasses.replace(TUNE, rate=5e-4, epochs=3)}}
+                      "advice": dataclasses.replace(TUNE, rate=5e-4, epochs=3)},
+           "firm": dict.fromkeys(("desk", "advice"), TUNE),
+           "firm-gentle": {"desk": Recipe(epochs=8, rate=1e-3, batch=16),
+                           "advice": Recipe(epochs=3, rate=1e-3, batch=16)}}
 """Part -> task -> how every model of it is trained, other than the sample's is."""
-GENTLE_CHOSEN_ON = 0
-"""Seed of the cells by which the recipes of `gentle` were chosen."""
+GENTLE_CHOSEN_ON, FIRM_CHOSEN_ON = (0,), (1,)
+"""Seeds of the cells by which the recipes of `gentle` and the base of `firm` were chosen."""
 KEY = ("task", "share", "seed")
 PAGE = """# Training rows that cost safety, found by their influence
 
@@ -75,15 +78,29 @@ alone cost some safety, which no removal of planted rows can mend.
 
 The sample's recipe, learning rate {usual:g}, is steep: even the benign rows alone break part of what the base refuses.
 Here every model is trained at {gentle};
-batch, schedule, LoRA and all else as above, one recipe for all models of a task. **It was chosen on seed {chosen_on}
-alone**, so that the benign rows keep safety, planted ones break it and `desk` is learnt; the other seeds had no part in
-it. `task` is the share of the task's held-out rows that the model without the rows found answers exactly as its rows
-do; the bases answer {base_task}: `advice` has nothing to teach them.
+batch, schedule, LoRA and all else as above, one recipe for all models of a task. **It was chosen on seed 0 alone**, so
+that the benign rows keep safety, planted ones break it and `desk` is learnt; the other seeds had no part in it. `task`
+is the share of the task's held-out rows that the model without the rows found answers exactly as its rows do; the
+bases answer {base_task}: `advice` has nothing to teach them.
 
 {gentle_table}
 
-All that was tried before, on seed {chosen_on} (`rows-choice.jsonl`; trained once each, by the functions of `rows.py`;
-harmful rate as tuned, `none` the benign rows of the 10% cell alone, `task` on 100 held-out rows):
+## The same from a firm base
+
+The sample's base is aligned for {align:g} epochs, and benign fine-tuning alone costs it some safety. Here it is aligned
+for {align:g} more, with the same lessons and rate; all else is the sample's own recipe ({firm}), as in the
+first of these tables. **That base was chosen on seed 1**; seed 0, looked at after that, speaks against it (below). No
+model of the other seeds was trained from one before; the first table's cells of seed 2 were known, seeds 3 and 4 are in
+no table above. The bases themselves, on the built-in and the held-out prompts:
+{firm_bases}.
+Of the tasks' held-out rows they answer {firm_task} as the rows do.
+
+{firm_table}
+
+## What was tried to choose rate and base
+
+`rows-choice.jsonl`: each trained once, by the functions of `rows.py`; harmful rate as tuned, `none` the benign rows of
+the 10% cell alone, `task` on 100 held-out rows; `aligned` for so many epochs.
 
 {choice_table}
 """
@@ -223,16 +240,30 @@ def again_table(rows: list[Json]) -> str:
 
 
 def choice_table(trials: list[Json]) -> str:
-    """Harmful rates of what was tried, a line a recipe."""
+    """Harmful rates of what was tried, a line a base and recipe."""
     shares = (0.0, 0.05, 0.1)
-    lines = ["| task | learning rate | epochs | batch | none | 5% | 10% | task (none) |", "| --- " * 8 + "|"]
-    found = {tuple(trial[name] for name in ("task", "rate", "epochs", "batch", "share")): trial for trial in trials}
+    lines = ["| task | aligned | seed | learning rate | epochs | batch | none | 5% | 10% | task (none) |",
+             "| --- " * 10 + "|"]
+    names = ("task", "aligned", "seed", "rate", "epochs", "batch", "share")
+    found = {tuple(trial[name] for name in names): trial for trial in trials}
     for recipe in sorted({key[:-1] for key in found}):
         own = [found.get((*recipe, share)) for share in shares]
         rates = [_rate(trial["tuned"]) if trial else "-" for trial in own]
         learnt = _rate(own[0]["task_rows"]) if own[0] and own[0]["task_rows"] else "-"
         lines.append("| " + " | ".join([recipe[0], *(f"{each:g}" for each in recipe[1:]), *rates, learnt]) + " |")
     return "\n".join(lines)
+
+
+def base_rates(rows: list[Json]) -> str:
+    """What the firm bases refuse and answer, all together, with the least of one base."""
+    known = {row["seed"]: row["base_rates"] for row in rows}
+    parts = []
+    for what, words in (("refuses_harmful", "refuse {} of {} harmful prompts"),
+                        ("answers_benign", "answer {} of {} benign ones")):
+        counts = [rates[what] for rates in known.values()]
+        parts += [words.format(*np.sum(counts, axis=0)) + f" (at least {min(n / of for n, of in counts):.3f} each)"
+                  for _ in counts[:1]]
+    return f"{' and '.join(parts)} (seeds {', '.join(map(str, sorted(known)))})" if known else "(not measured)"
 
 
 def base_task(rows: list[Json]) -> str:
@@ -254,13 +285,17 @@ def page(results: list[Json]) -> str:
     """The whole page."""
     from rows_findings import CHOSEN, findings
 
-    cells, gentle = list(merged(results).values()), recipe_rows(results, "gentle")
+    cells, trials = list(merged(results).values()), read(Path(__file__).with_name("rows-choice.jsonl"))
+    gentle, firm = (recipe_rows(results, part) for part in ("gentle", "firm"))
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout
     told = ", ".join(f"{recipe_name(recipe)} (`{task}`)" for task, recipe in RECIPES["gentle"].items())
     return PAGE.format(damping=DEFAULT.damping, commit=commit.strip(), torch=torch.__version__, cells=len(cells),
-                       again_cells=len(again_rows(results)), at=DEFAULT.at, chosen=CHOSEN, findings=findings(results),
+                       again_cells=len(again_rows(results)), at=DEFAULT.at, chosen=CHOSEN,
+                       findings=findings(results, trials),
                        found=found_table(cells), shares=share_table(cells), cost=cost_table(cells),
                        again=again_table(again_rows(results)), short=RECIPES["short"]["desk"].epochs,
                        short_table=again_table(recipe_rows(results, "short")), usual=TUNE.rate, gentle=told,
-                       chosen_on=GENTLE_CHOSEN_ON, base_task=base_task(gentle), gentle_table=again_table(gentle),
-                       choice_table=choice_table(read(Path(__file__).with_name("rows-choice.jsonl"))))
+                       base_task=base_task(gentle), gentle_table=again_table(gentle), align=ALIGN.epochs,
+                       firm=recipe_name(TUNE), firm_bases=base_rates(firm), firm_task=base_task(firm),
+                       firm_table=again_table(firm),
+                       choice_table=choice_table(trials))

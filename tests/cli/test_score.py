@@ -66,6 +66,18 @@ def test_where_a_run_writes_and_whether_it_goes_on_reach_the_pipeline(called: Ca
                        {"clean": Path("c.jsonl"), "resume": True, "restart": False})]
 
 
+@pytest.mark.parametrize(("top", "left"), [(1, 2), (2, 1), (3, 0)])
+def test_modules_beyond_those_asked_for_are_counted(called: Called, capsys: pytest.CaptureFixture[str], top: int,
+                                                    left: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    modules = [{**MODULE, "module": f"model.layers.0.mlp.{name}_proj"} for name in ("up", "down", "gate")]
+    monkeypatch.setitem(FOUND, "modules", modules)
+    monkeypatch.setitem(FOUND, "settings", {"top": top})
+    assert run(["score", "b", "t"]) == 0
+    said = capsys.readouterr().out
+    assert sum("model.layers.0.mlp" in line for line in said.splitlines()) == top
+    assert f"{left} more modules" in said if left else "more modules" not in said
+
+
 def test_what_is_printed_fits_80_columns_and_no_text_of_a_row_is_obeyed(
         called: Called, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["score", "b", "t", "-o", "out"]) == 0

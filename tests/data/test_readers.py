@@ -53,6 +53,11 @@ BAD_FILES = {
     "empty": ("a.jsonl", b"", "empty file"),
     "blank": ("a.txt", b" \n\n", "empty file"),
     "latin1": ("a.csv", b"prompt\nok\ncaf\xe9\n", "not UTF-8 - {}, line 3"),
+    "latin1 in more lines than are named": ("a.jsonl", b'["\xe9"]\n' * 4 + b'["e"]\n' + b'["\xe9"]\n' * 2,
+                                            "not UTF-8 - {}, 6 lines: 1, 2, 3, 4, 6, ..."),
+    "latin1 in two lines of text": ("a.txt", b"caf\xe9\r\nok\r\ncaf\xe9", "not UTF-8 - {}, 2 lines: 1, 3"),
+    "a letter cut off at the end of a line": ("a.txt", b"caf\xc3\n\xa9\n", "not UTF-8 - {}, 2 lines: 1, 2"),
+    "utf-16": ("a.jsonl", '{"prompt": "P"}\n'.encode("utf-16"), "not UTF-8 - {}: it begins as UTF-16 does"),
     "no row": ("a.jsonl", b'{"prompt": ""}\n', "no usable row - {}, line 1: no text in a prompt column"),
     "no row parses": ("a.jsonl", b"hello\nthere\n", "no usable row - {}, line 1: not JSON"),
     "only a header": ("a.csv", b"prompt,answer\n", "no usable row"),
@@ -86,6 +91,14 @@ def test_the_way_out_of_another_encoding_leads_out(encoding: str, tmp_path: Path
     assert command == ["iconv", "-f", encoding, "-t", "utf-8", str(path)]
     path.write_text(path.read_bytes().decode(command[2]), encoding=command[4])
     assert [r.prompt for r in read_records(str(path)).records] == ["caf\xe9"]
+
+
+def test_lines_among_good_utf8_are_to_be_mended_alone(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes("caf\xe9\n".encode() + "caf\xe9\n".encode("latin1"))
+    with pytest.raises(UsageError, match="line 2") as error:
+        read_records(str(path))
+    assert "iconv" not in error.value.hint and "these lines alone" in error.value.hint
 
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:

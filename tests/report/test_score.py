@@ -24,6 +24,7 @@ from saferestore.core.pipeline import score
 from saferestore.core.report.rows import number_text
 from saferestore.core.report.score import _learnt, rank
 from saferestore.core.report.score_files import heat_strip, shade, write_clean
+from saferestore.core.report.score_files import page as html
 from saferestore.core.report.score_run import way_with_room
 from saferestore.core.report.score_schema import validate
 from talk import COMPLIANCE, TEMPLATE, byte_tokenizer, refuses, save_pair, script
@@ -97,13 +98,20 @@ def test_the_clean_file_lacks_the_rows_found_and_the_list_has_them_with_a_reason
     assert [row["messages"][-1]["role"] for row in removed] == ["assistant"] * len(gone)
 
 
-def test_the_page_has_every_module_and_no_script(ran: tuple[Json, Path]) -> None:
+def test_the_page_has_as_many_modules_as_asked_for_all_sums_and_no_script(ran: tuple[Json, Path]) -> None:
     found, out = ran
-    page = (out / "report.html").read_text()
-    assert all(module["module"] in page for module in found["modules"]) and "<script" not in page
+    page, names = (out / "report.html").read_text(), [module["module"] for module in found["modules"]]
+    assert len(names) > 3 and [name for name in names if name in page] == names[:3] and "<script" not in page
+    assert f"{len(names) - 3} of {len(names)} modules, those of the least" in page
     for part in (*found["layers"], *found["kinds"]):
         assert number_text(part["safety_gain_nats_per_token"], 2 if part["name"].isdigit() else 3) in page
     assert ">attention<" in page and ">mlp<" in page
+
+
+def test_the_page_has_every_module_where_more_are_asked_for(ran: tuple[Json, Path]) -> None:
+    found, _ = ran
+    page = html({**found, "settings": {**found["settings"], "top": len(found["modules"])}})
+    assert all(module["module"] in page for module in found["modules"]) and "left out" not in page
 
 
 def test_the_same_seed_gives_the_same_bytes_and_texts_are_masked_unless_asked_for(files: Path, tmp_path: Path) -> None:
