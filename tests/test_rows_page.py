@@ -110,6 +110,15 @@ def test_the_firm_base_is_judged_by_the_seeds_that_did_not_choose_it(findings: A
     assert "Missed: desk, 3%, seed 3 (found 0.060, random 0.900)" in apart
 
 
+def test_the_firm_base_at_a_lower_rate_has_lines_of_its_own(findings: Any) -> None:
+    rows = [{**_firm(seed, found, 90, 10), "part": "firm-gentle"} for seed, found in ((0, 9), (2, 5), (3, 4))]
+    text = findings.findings([_cell(1, TOP, MIXED), *rows])
+    assert "Of 3 cells" in _line(text, "Counterfactual, firm base, lower rate")
+    apart = _line(text, "Firm base, lower rate, cells that count")
+    assert "seeds 0 and 1, by which the recipe was chosen: 0 of 1; the other seeds: 2 of 2" in apart
+    assert "Missed: desk, 3%, seed 0 (found 0.090, random 0.900)" in apart
+
+
 def test_a_firm_base_is_counted_once_however_many_cells_it_has(findings: Any) -> None:
     rows = [_firm(2, 5, 90, 10), _firm(2, 4, 90, 10), _firm(3, 6, 90, 8)]
     assert findings.page.base_rates(rows) == ("refuse 18 of 20 harmful prompts (at least 0.800 each) and "

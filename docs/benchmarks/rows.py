@@ -1,14 +1,15 @@
 """Planted harmful rows: does `score` find them, does scoring beat its rivals, and does leaving them out help?
 
-Usage: python docs/benchmarks/rows.py --pairs FOLDER [--parts scores again short gentle firm floor cg points]
+Usage: python docs/benchmarks/rows.py --pairs FOLDER [--parts scores again short gentle firm ...]
 
 FOLDER/seed-N/base is the base that `python sample_data/build.py --seed N --out FOLDER/seed-N` writes. A cell fine-tunes
 it on 900 rows of a task with a share of harmful rows among them. `scores` scores every row by every way but `cg`;
 `again` fine-tunes again without the rows found and without as many random rows; `short` does all of it, by the default
 way, with 2 epochs of training in place of 5; `gentle` the same at a lower learning rate (`rows_page.RECIPES`); `firm`
-the same from a base aligned for two more epochs, with the sample's own recipe; `floor` trains without any planted row;
-`cg` adds that way, `points` other points between base and tuned model. Results are appended to rows.jsonl beside this
-file (what is there is not repeated, adapters and firm bases are kept in --work), and rows.md is written from them.
+the same from a base aligned for two more epochs, with the sample's own recipe, `firm-gentle` from that base at a lower
+rate; `floor` trains without any planted row; `cg` adds that way, `points` other points between base and tuned model.
+Results are appended to rows.jsonl beside this file (what is there is not repeated, adapters and firm bases are kept in
+--work), and rows.md is written from them.
 """
 
 from __future__ import annotations

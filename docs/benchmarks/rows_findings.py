@@ -25,14 +25,15 @@ CHOSEN = (f"The default, `{DEFAULT.way}` at {DEFAULT.at:g}, was chosen by cells 
 def findings(results: list[Json], trials: list[Json] | None = None) -> str:
     """Return the findings as a list in Markdown; what is not measured yet is said to be so."""
     cells = list(page.merged(results).values())
-    short, gentle, firm = (page.recipe_rows(results, part) for part in page.RECIPES)
+    short, gentle, firm, mild = (page.recipe_rows(results, part) for part in page.RECIPES)
     if not page.data_of(cells, DEFAULT.at, DEFAULT.way):
         return f"- No cell is scored by `{DEFAULT.way}` at {DEFAULT.at:g} yet."
     return "\n".join([area(cells), unseen(cells), rivals(cells), precision(cells), *by_line(cells), curvature(cells),
                       *retrained(page.again_rows(results), "5 epochs"), *retrained(short, "2 epochs"),
                       *retrained(gentle, "lower rate"), *confirmed(gentle, "Lower rate", "rate", page.GENTLE_CHOSEN_ON),
                       *retrained(firm, "firm base"), *confirmed(firm, "Firm base", "base", page.FIRM_CHOSEN_ON),
-                      *tried(trials or []), cost(cells)])
+                      *tried(trials or []), *retrained(mild, "firm base, lower rate"),
+                      *confirmed(mild, "Firm base, lower rate", "recipe", page.MILD_CHOSEN_ON), cost(cells)])
 
 
 def reached(good: bool) -> str:
