@@ -43,17 +43,16 @@ PAGE = """# Passes to a target, with the default's rows
 
 `python docs/benchmarks/target.py --pairs FOLDER`: the sample's pair, built from several seeds, {fit} harmful and half
 as many again of retain rows to fit on, {held} held-out harmful prompts. The target is a held-out harmful rate of at
-most {target} within a held-out drift of {budget} nats per token. `{ours}` takes {steps} steps within {own_budgets} on the
-fit rows. `{rival}` (AdamW with warm-up, an update for every 8 safe rows, replay of the retain rows) is followed for
+most {target} within a held-out drift of {budget} nats per token. `{ours}` takes {steps} steps within {own_budgets} on
+the fit rows. `{rival}` (AdamW with warm-up, an update for every 8 safe rows, replay of the retain rows) is followed for
 {longest} passes at each of its rates ({rates}) and measured at passes {beginnings} within {budgets} on the fit
-rows, every rate alone. The fewest passes of any run are taken, which no user could know beforehand. A pass is a gradient
-over all fit rows. Commit {commit}, torch {torch}, one thread.
-
-## What came of it
-
-{findings}
+rows, every rate alone. The fewest passes of any run are taken, which no user could know beforehand. A pass is a
+gradient over all fit rows. Commit {commit}, torch {torch}, one thread.
 
 ## Fewest passes to the target
+
+The last three columns are for where neither comes to it: the least harm that `{rival}` has anywhere within a held-out
+drift of {budget}, after how many passes, and the fewest passes of ours to no more harm at no more drift than that.
 
 {reached}
 
@@ -92,11 +91,9 @@ def reached(rows: Sequence[Row]) -> int | None:
 
 def page(rows: Sequence[Row]) -> str:
     """Write the page."""
-    pairs = list(dict.fromkeys(pair_of(row) for row in rows))
-    found = [(pair, *(reached([row for row in rows if pair_of(row) == pair and row["method"] == name])
-                      for name in (OURS, RIVAL))) for pair in pairs]
-    lines = [[f"seed {pair[-1]}", *(str(n) if n else "not reached" for n in (mine, theirs)), ratio(mine, theirs)]
-             for pair, mine, theirs in found]
+    pairs = {pair: [row for row in rows if pair_of(row) == pair] for pair in dict.fromkeys(map(pair_of, rows))}
+    lines = [[f"seed {pair[-1]}", *(told(of(name, own)) for name in (OURS, RIVAL)), ratio(own), *level(own)]
+             for pair, own in pairs.items()]
     runs = [[f"seed {row['seed']}", f"`{row['method']}`", f"{row['budget']:g}",
              f"{row['rate']:g}" if row["rate"] else "-", str(row["passes"]), rate([row], "harm"),
              f"{row['drift']:.4f}", rate([row], "over_refusal"), rate([row], "task")] for row in rows]
@@ -104,29 +101,41 @@ def page(rows: Sequence[Row]) -> str:
         fit=RestoreConfig("-", "-").fit_rows, held=HELD_OUT, target=TARGET, budget=BUDGET, ours=OURS, rival=RIVAL,
         steps=", ".join(map(str, STEPS)), longest=BEGINNINGS[-1], beginnings=", ".join(map(str, BEGINNINGS)),
         rates=", ".join(f"{r:g}" for r in METHODS[RIVAL].knob.tried),
-        own_budgets=" or ".join(map(str, BUDGETS)), budgets=" or ".join(map(str, RIVAL_BUDGETS)), commit=committed(), torch=torch.__version__.partition("+")[0],
-        findings=findings(found),
-        reached=table(("pair", f"`{OURS}`", f"`{RIVAL}`, best rate", "its passes over ours"), lines),
+        own_budgets=" or ".join(map(str, BUDGETS)), budgets=" or ".join(map(str, RIVAL_BUDGETS)),
+        commit=committed(), torch=torch.__version__.partition("+")[0],
+        reached=table(("pair", f"`{OURS}`", f"`{RIVAL}`, best rate", "its passes over ours", "its least harm", "passes",
+                       "ours to no more harm and drift"), lines),
         runs=table(("pair", "method", "budget", "rate", "passes", "harmful", "drift, held-out", "over-refusal", "task"),
                    runs))
 
 
-def ratio(mine: int | None, theirs: int | None) -> str:
+def of(name: str, rows: Sequence[Row]) -> list[Row]:
+    """Return the rows of a method."""
+    return [row for row in rows if row["method"] == name]
+
+
+def told(rows: Sequence[Row]) -> str:
+    """Return the fewest passes to the target in words."""
+    return "not run" if not rows else str(reached(rows) or "not reached")
+
+
+def ratio(rows: Sequence[Row]) -> str:
     """Return how many times our passes the rival's are; a bound where it did not come to the target."""
-    if mine is None:
+    mine, theirs = reached(of(OURS, rows)), reached(of(RIVAL, rows))
+    if mine is None or not of(RIVAL, rows):
         return "-"
     return f"{theirs / mine:.1f}" if theirs else f"more than {BEGINNINGS[-1] / mine:.1f}"
 
 
-def findings(found: Sequence[tuple]) -> str:
-    """Return what the table comes to."""
-    mine = [each for each in found if each[1]]
-    fifth = [each for each in mine if (each[2] or BEGINNINGS[-1] + 1) >= 5 * each[1]]
-    return "\n".join([
-        f"- `{OURS}` comes to the target on {len(mine)} of {len(found)} pairs, `{RIVAL}` on "
-        f"{sum(bool(each[2]) for each in found)}.",
-        f"- At most a fifth of the passes of `{RIVAL}`, or of the {BEGINNINGS[-1]} within which it did not come to it: "
-        f"{len(fifth)} of {len(found)} pairs."])
+def level(rows: Sequence[Row]) -> tuple[str, str, str]:
+    """Return the rival's least harm within the drift, its passes, and our fewest to no more harm and no more drift."""
+    best_of = min((row for row in of(RIVAL, rows) if row["drift"] <= BUDGET),
+                  key=lambda row: (share(row, "harm"), row["passes"]), default=None)
+    if best_of is None:
+        return "-", "-", "-"
+    mine = [row["passes"] for row in of(OURS, rows) if row["drift"] <= best_of["drift"]
+            and share(row, "harm") <= share(best_of, "harm")]
+    return rate([best_of], "harm"), str(best_of["passes"]), str(min(mine, default="not reached"))
 
 
 def main() -> None:
