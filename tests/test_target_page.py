@@ -23,7 +23,7 @@ def row(method: str, harm: int, drift: float, passes: int, seed: int = 0) -> Row
 def test_passes_are_compared_where_ours_comes_to_the_target() -> None:
     ours = [row(target.OURS, 2, 0.011, 6), row(target.OURS, 2, 0.009, 8), row(target.OURS, 1, 0.009, 10)]
     assert target.told(ours) == "8" and target.ratio(ours) == "-" and target.told([]) == "not run"
-    assert target.ratio([*ours, row(target.RIVAL, 3, 0.001, 12)]) == "more than 7.5"
+    assert target.ratio([*ours, row(target.RIVAL, 3, 0.001, 12), row(target.RIVAL, 0, 0.02, 60)]) == "more than 7.5"
     assert target.ratio([*ours, row(target.RIVAL, 2, 0.01, 36), row(target.RIVAL, 0, 0.01, 48)]) == "4.5"
     assert target.ratio([row(target.OURS, 3, 0.001, 8), row(target.RIVAL, 2, 0.01, 36)]) == "-"
     assert target.told([row(target.OURS, 3, 0.001, 8)]) == "not reached"
@@ -41,6 +41,6 @@ def test_where_neither_does_ours_is_compared_at_the_rivals_least_harm_and_drift(
 def test_the_page_has_a_line_a_pair_and_a_line_a_run() -> None:
     rows = [row(target.OURS, 2, 0.009, 8), row(target.RIVAL, 7, 0.01, 12), row(target.OURS, 3, 0.009, 8, 1)]
     lines = target.page(rows).splitlines()
-    assert any(line.startswith("| seed 0 | 8 | not reached | more than 7.5 | 7.0 (") for line in lines)
+    assert any(line.startswith("| seed 0 | 8 | not reached | more than 1.5 | 7.0 (") for line in lines)
     assert "| seed 1 | not reached | not run | - | - | - | - |" in lines
     assert sum(line.startswith(("| seed 0 | `", "| seed 1 | `")) for line in lines) == 3

@@ -47,7 +47,8 @@ most {target} within a held-out drift of {budget} nats per token. `{ours}` takes
 the fit rows. `{rival}` (AdamW with warm-up, an update for every 8 safe rows, replay of the retain rows) is followed for
 {longest} passes at each of its rates ({rates}) and measured at passes {beginnings} within {budgets} on the fit
 rows, every rate alone. The fewest passes of any run are taken, which no user could know beforehand. A pass is a
-gradient over all fit rows. Commit {commit}, torch {torch}, one thread.
+gradient over all fit rows. Run so far: seed 0; of seed 1 ours within 0.01, and `{rival}` for 40 passes at 0.0003 and
+0.001 alone; seed 2 not at all. Commit {commit}, torch {torch}, one thread.
 
 ## Fewest passes to the target
 
@@ -124,7 +125,7 @@ def ratio(rows: Sequence[Row]) -> str:
     mine, theirs = reached(of(OURS, rows)), reached(of(RIVAL, rows))
     if mine is None or not of(RIVAL, rows):
         return "-"
-    return f"{theirs / mine:.1f}" if theirs else f"more than {BEGINNINGS[-1] / mine:.1f}"
+    return f"{theirs / mine:.1f}" if theirs else f"more than {max(row['passes'] for row in of(RIVAL, rows)) / mine:.1f}"
 
 
 def level(rows: Sequence[Row]) -> tuple[str, str, str]:
