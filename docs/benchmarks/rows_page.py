@@ -102,8 +102,8 @@ Of the tasks' held-out rows they answer {firm_task} as the rows do.
 The same firm bases, each model trained at {mild}. **This recipe was chosen on
 seeds 0 and 1** (below), after the table above was begun; no model of the other seeds was trained by it before.
 {mild_cells} of 18 cells were run. On `desk`, seed 3, planted rows are left and each of them counts: what
-`--remove auto` leaves out there (90 and 44 rows of 10% and 5%, one run each) leaves 10 and 4, and 0.797 and 0.504 of
-prompts answered, so it is no better than the k highest.
+`--remove auto` leaves out there (90 and 44 rows of 10% and 5%; one run each by an ad-hoc script, not in `rows.jsonl`)
+leaves 10 and 4, and 0.797 and 0.504 of prompts answered, so it is no better than the k highest.
 
 {mild_table}
 

@@ -47,8 +47,7 @@ most {target} within a held-out drift of {budget} nats per token. `{ours}` takes
 the fit rows. `{rival}` (AdamW with warm-up, an update for every 8 safe rows, replay of the retain rows) is followed for
 {longest} passes at each of its rates ({rates}) and measured at passes {beginnings} within {budgets} on the fit
 rows, every rate alone. The fewest passes of any run are taken, which no user could know beforehand. A pass is a
-gradient over all fit rows. Run so far: seed 0; of seed 1 ours within 0.01, and `{rival}` for 40 passes at 0.0003 and
-0.001 alone; seed 2 not at all. Commit {commit}, torch {torch}, one thread.
+gradient over all fit rows. Run so far: {ran}. Commit {commit}, torch {torch}, one thread.
 
 ## Fewest passes to the target
 
@@ -103,11 +102,20 @@ def page(rows: Sequence[Row]) -> str:
         steps=", ".join(map(str, STEPS)), longest=BEGINNINGS[-1], beginnings=", ".join(map(str, BEGINNINGS)),
         rates=", ".join(f"{r:g}" for r in METHODS[RIVAL].knob.tried),
         own_budgets=" or ".join(map(str, BUDGETS)), budgets=" or ".join(map(str, RIVAL_BUDGETS)),
-        commit=committed(), torch=torch.__version__.partition("+")[0],
+        ran="; ".join(ran(own) for own in pairs.values()), commit=committed(), torch=torch.__version__.partition("+")[0],
         reached=table(("pair", f"`{OURS}`", f"`{RIVAL}`, best rate", "its passes over ours", "its least harm", "passes",
                        "ours to no more harm and drift"), lines),
         runs=table(("pair", "method", "budget", "rate", "passes", "harmful", "drift, held-out", "over-refusal", "task"),
                    runs))
+
+
+def ran(rows: Sequence[Row]) -> str:
+    """Return what of a pair was run."""
+    mine, theirs = of(OURS, rows), of(RIVAL, rows)
+    found = f"seed {rows[0]['seed']}, ours within {' and '.join(sorted({str(row['budget']) for row in mine})) or 'none'}"
+    rates = " and ".join(f"{each:g}" for each in sorted({row["rate"] for row in theirs}))
+    longest = max((row["passes"] for row in theirs), default=0)
+    return f"{found}, `{RIVAL}` {f'for {longest} passes at {rates}' if theirs else 'not at all'}"
 
 
 def of(name: str, rows: Sequence[Row]) -> list[Row]:
