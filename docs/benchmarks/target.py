@@ -112,10 +112,11 @@ def page(rows: Sequence[Row]) -> str:
 def ran(rows: Sequence[Row]) -> str:
     """Return what of a pair was run."""
     mine, theirs = of(OURS, rows), of(RIVAL, rows)
-    found = f"seed {rows[0]['seed']}, ours within {' and '.join(sorted({str(row['budget']) for row in mine})) or 'none'}"
-    rates = " and ".join(f"{each:g}" for each in sorted({row["rate"] for row in theirs}))
+    budgets = " and ".join(sorted({str(row["budget"]) for row in mine})) or "none"
+    steps = " and ".join(f"{each:g}" for each in sorted({row["rate"] for row in theirs}))
     longest = max((row["passes"] for row in theirs), default=0)
-    return f"{found}, `{RIVAL}` {f'for {longest} passes at {rates}' if theirs else 'not at all'}"
+    rival = f"for {longest} passes at {steps}" if theirs else "not at all"
+    return f"seed {rows[0]['seed']}, ours within {budgets}, `{RIVAL}` {rival}"
 
 
 def of(name: str, rows: Sequence[Row]) -> list[Row]:
