@@ -43,7 +43,8 @@ def _parts(found: dict[str, Any]) -> Iterator[RenderableType]:
     if found["rows"] is not None:
         yield ""
         yield _rows(found["rows"]["most_harmful"])
-        yield Text(" influence: predicted rise of S by the row, nats per token", style="dim")
+        yield Text(f" influence: predicted rise of S by the row, nats per token, from gradients at\n"
+                   f" {rows.percent(found['rows']['at'])}% of the way from the base to the tuned model", style="dim")
     yield ""
     shown, left = found["modules"][:found["settings"]["top"]], found["modules"][found["settings"]["top"]:]
     yield _modules(shown)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..core.config import AUTO_WAY, OBJECTIVES, SCORE_WAYS, ScoreConfig
+from ..core.config import AUTO_POINT, AUTO_WAY, OBJECTIVES, SCORE_WAYS, ScoreConfig
 from . import options as o
 
 D = ScoreConfig(base="-", tuned="-")
@@ -28,7 +28,7 @@ def score(  # one line an option: the command's page of help
     benign: o.BenignFiles = NONE,
     objective: Annotated[str, o.Option(help=f"Safety objectives joined by +: {', '.join(OBJECTIVES)}.")] = D.objective,
     way: Annotated[str, o.Option(help=f"How the query is made: {', '.join((AUTO_WAY, *SCORE_WAYS))}.")] = D.way,
-    at: Annotated[float, o.Option(help="Where rows are scored: 1 the tuned model, toward 0 the base.")] = D.at,
+    at: Annotated[str, o.Option(help="Where rows are scored: auto, or 0 (the base) to 1 (TUNED).")] = AUTO_POINT,
     damping: Annotated[float, o.Option(help="lambda over the mean diagonal of F.")] = D.damping,
     max_drift: Annotated[float, o.Option(help="Drift the modules' steps may spend, nats/token.")] = D.max_drift,
     per_token: Annotated[bool, o.Option("--per-token", help="Keep the influence of every token.")] = D.per_token,

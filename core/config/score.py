@@ -15,6 +15,9 @@ SCORE_WAYS = ("identity", "diagonal", "ekfac", "fisher", "cg", "datainf")
 AUTO_WAY = "auto"
 """`ekfac` where its factors fit the memory, else `diagonal`."""
 
+AUTO_POINT = "auto"
+"""Where safety begins to be lost on the way from the base to the tuned model."""
+
 
 @dataclass(frozen=True)
 class ScoreConfig(CommonConfig):
@@ -30,7 +33,7 @@ class ScoreConfig(CommonConfig):
         benign: Files of benign look-alike prompts; empty means the built-in set.
         objective: Names of safety objectives joined by `+`: S.
         way: How the query (F + lambda I)^-1 grad S is computed; `auto`: `ekfac` where its factors fit, else `diagonal`.
-        at: Where rows are scored, between the base (0) and the tuned model (1).
+        at: Where rows are scored, between the base (0) and the tuned model (1); `auto`: where safety begins to be lost.
         damping: lambda as a fraction of the mean diagonal of F.
         max_drift: Drift that the modules' own steps together are predicted to spend, nats per answer token.
         remove: Rows that a clean file leaves out: `auto`, a number of rows, or a threshold below 1, nats per token.
@@ -51,7 +54,7 @@ class ScoreConfig(CommonConfig):
     benign: tuple[str, ...] = ()
     objective: str = "anchor"
     way: str = AUTO_WAY
-    at: float = 0.2
+    at: str | float = AUTO_POINT
     damping: float = 0.1
     max_drift: float = 0.01
     remove: str = "auto"
@@ -80,9 +83,13 @@ class ScoreConfig(CommonConfig):
         for name in ("damping", "max_drift", "top", "fit_rows", "curvature_rows", "max_new_tokens", "batch_size",
                      "rank"):
             positive(name, getattr(self, name))
-        if not 0 <= self.at <= 1:
-            raise UsageError(f"must lie from 0 to 1 - --at {self.at}", hint="give 1 for the tuned model itself")
+        _point(self.at)
         _removal(self.remove)
+
+    @property
+    def point(self) -> float | None:
+        """Where rows are scored; None for `auto`."""
+        return None if self.at == AUTO_POINT else float(self.at)
 
     def as_restore(self) -> RestoreConfig:
         """Return the settings of a restoration on the same rows."""
@@ -97,6 +104,15 @@ def score_of(config: RestoreConfig) -> ScoreConfig:
     shared = {field.name: getattr(config, field.name) for field in dataclasses.fields(config) if field.name in kept}
     size = config.batch_size if isinstance(config.batch_size, int) else ScoreConfig.batch_size
     return ScoreConfig(**shared, batch_size=size)
+
+
+def _point(at: str | float) -> None:
+    try:
+        good = at == AUTO_POINT or 0 <= float(at) <= 1
+    except ValueError:
+        good = False
+    if not good:
+        raise UsageError(f"must be auto or a number from 0 to 1 - --at {at}", hint="give 1 for the tuned model itself")
 
 
 def _removal(rule: str) -> None:

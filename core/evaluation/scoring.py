@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from ..data.chat import chat_format
 from ..data.selection import Selection
 from ..errors import NumericalError, UsageError
 from ..influence.modules import LEADING, ModuleInfluence, inside_share, own_steps
+from ..influence.point import HALVINGS, Point, where_safety_is_lost
 from ..influence.queries import QUERIES, Query, QueryInputs
 from ..influence.rows import Derivative, choose_derivative, row_sums
 from ..losses import Loss, cross_entropy, gradient, row_losses, total
@@ -65,6 +67,7 @@ class ScoredRows:
         derivative: How.
         influences: Row -> I(z)/N, nats per token: the predicted rise of S by training on it.
         entries: Row -> what was measured of it.
+        point: Where rows were scored.
         tuned_loss: Of the tuned model on some rows, nats per token; None where it is finite on none.
         base_loss: Of the base on the same.
     """
@@ -73,6 +76,7 @@ class ScoredRows:
     derivative: Derivative
     influences: Mapping[int, float]
     entries: Mapping[int, Json]
+    point: Point
     tuned_loss: float | None
     base_loss: float | None
 
@@ -131,7 +135,7 @@ def score_modules(problem: Problem, config: ScoreConfig) -> ScoredModules:
 def score_rows(session: Session, safety: Sequence[Loss], training: TrainingRows, config: ScoreConfig, *,
                pad_id: int, done: Iterable[Mapping[str, Any]], keep: Callable[[list[Json]], None],
                progress: Progress) -> ScoredRows:
-    """Take the derivative of every training row's loss along one query, at the point that `config.at` names.
+    """Take the derivative of every training row's loss along one query, at the point of `config.at`.
 
     Args:
         session: Both models; the tuned one is moved toward the base while rows are scored.
@@ -151,7 +155,8 @@ def score_rows(session: Session, safety: Sequence[Loss], training: TrainingRows,
     with session.base() as model:
         base_loss = _mean_loss(model, sample)
     session.adapter()
-    with session.blend(1 - config.at) as live:
+    point = Point(config.point) if config.point is not None else safety_point(session, safety, progress)
+    with session.blend(1 - point.at) as live:
         query = make_query(live, safety, training, config, pad_id)
         derivative = choose_derivative(live, sample[len(sample) // 2], query.u)
         entries = {int(entry["row"]): dict(entry) for entry in done}
@@ -164,7 +169,32 @@ def score_rows(session: Session, safety: Sequence[Loss], training: TrainingRows,
     progress("rows", len(training.rows), len(training.rows))
     influences = {row: -entry["derivative"] / training.answer_tokens for row, entry in entries.items()
                   if entry["derivative"] is not None}
-    return ScoredRows(query, derivative, influences, entries, tuned_loss, base_loss)
+    return ScoredRows(query, derivative, influences, entries, point, tuned_loss, base_loss)
+
+
+def safety_point(session: Session, safety: Sequence[Loss], progress: Progress) -> Point:
+    """Return where safety begins to be lost between the models of a session.
+
+    Args:
+        session: Both models.
+        safety: Terms of S.
+        progress: Told of every look.
+
+    Raises:
+        NumericalError: S is not finite at a point between them.
+    """
+    looks = count(1)
+
+    def value(at: float) -> float:
+        with session.blend(1 - at) as live:
+            found = sum(loss.value(live.model) for loss in safety)
+        if not math.isfinite(found):
+            raise NumericalError(f"S is not finite at {at:g} of the way from the base - --at auto",
+                                 hint="use --dtype float32, or name a point with --at")
+        progress("where safety is lost", next(looks), HALVINGS + 2)
+        return found
+
+    return where_safety_is_lost(value)
 
 
 def make_query(live: LiveModel, safety: Sequence[Loss], training: TrainingRows, config: ScoreConfig,

@@ -127,7 +127,7 @@ def row_summary(config: ScoreConfig, training: TrainingRows, scored: ScoredRows,
     solved = {"damping": query.damping, "relative_residual": query.relative_residual, "products": query.products}
     return {
         "file": result.name, "sha256": result.sha256, "read": len(result.records) + len(result.rejected),
-        "scored": len(ranked.order), "answer_tokens": training.answer_tokens, "way": config.way, "at": config.at,
+        "scored": len(ranked.order), "answer_tokens": training.answer_tokens, "way": config.way, "at": scored.point.at,
         "query": {**solved, **{key: text for key, text in why.items() if solved[key.removesuffix("_reason")] is None}},
         "derivative": {"by": "forward mode" if how.length is None else "difference", "length": how.length,
                        "relative_error": how.relative_error,
@@ -155,6 +155,10 @@ def row_warnings(training: TrainingRows, scored: ScoredRows, summary: Mapping[st
     if training.truncated:
         found.append(("W_ROWS_TRUNCATED", f"{training.result.name}: {len(training.truncated)} rows exceed the context "
                       f"and are cut, the first in line {training.truncated[0]}"))
+    point = scored.point
+    if not point.has_rise:
+        found.append(("W_SAFETY_NOT_LOST", f"S is {point.tuned:.3g} at the tuned model and {point.base:.3g} at the "
+                      f"base: no loss of safety for rows to explain; they are scored at {point.at:g}"))
     tuned, base = scored.tuned_loss, scored.base_loss
     if tuned is not None and base is not None and tuned > NOT_LEARNT * base:
         found.append(("W_NOT_LEARNT", f"{training.result.name}: the tuned model's loss {tuned:.3g} is hardly below "

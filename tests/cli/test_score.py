@@ -24,7 +24,7 @@ FOUND: dict[str, Any] = {
     "layers": [{"name": "0", "safety_gain_nats_per_token": 0.5, "task_cost_nats_per_token": 0.01}],
     "kinds": [{"name": "attention", "safety_gain_nats_per_token": 0.5, "task_cost_nats_per_token": 0.01}],
     "safety": {"leading_eigenvectors": 16, "inside_share": 0.01, "inside_share_random": 0.001},
-    "rows": {"removed": 1, "scored": 40, "threshold_nats_per_token": 1e-4, "most_harmful": [ROW]},
+    "rows": {"removed": 1, "scored": 40, "at": 0.36, "threshold_nats_per_token": 1e-4, "most_harmful": [ROW]},
     "warnings": [{"code": "W_NO_TASK_ROWS", "message": "none"}]}
 Called = list[tuple[ScoreConfig, Path | None, dict[str, Any]]]
 
@@ -48,7 +48,7 @@ def called(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Called:
                          ids=lambda field: field.name)
 def test_every_setting_can_be_changed_by_its_flag(called: Called, field: dataclasses.Field) -> None:
     flag = f"--{field.name.replace('_', '-')}"
-    special = {"dtype": "float32", "way": "cg", "at": 0.75, "remove": "20", "objective": "match", "redact": "none"}
+    special = {"dtype": "float32", "way": "cg", "at": "0.75", "remove": "20", "objective": "match", "redact": "none"}
     if isinstance(field.default, bool):
         arguments, value = [flag], True
     elif field.default == ():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +12,25 @@ import pytest
 import torch
 from saferestore.core.checkpoint.pair import open_pair
 from saferestore.core.checkpoint.session import open_session
-from saferestore.core.config import ScoreConfig
+from saferestore.core.config import ScoreConfig, no_progress
 from saferestore.core.data.chat import ChatFormat
 from saferestore.core.data.readers import read_records
 from saferestore.core.errors import NumericalError, UsageError
 from saferestore.core.evaluation import scoring
-from saferestore.core.evaluation.scoring import ScoredRows
+from saferestore.core.evaluation.scoring import ScoredRows, prepare_score
 from saferestore.core.evaluation.training_rows import training_rows
+from saferestore.core.influence.point import HALVINGS, NO_RISE, RISE, Point
 from saferestore.core.influence.queries import Query, factor_bytes
 from saferestore.core.influence.rows import Derivative
+from saferestore.core.losses import Loss
 from saferestore.core.pipeline import score
 from saferestore.core.report.rows import number_text
 from saferestore.core.report.score import _learnt, rank
 from saferestore.core.report.score_files import heat_strip, shade, write_clean
 from saferestore.core.report.score_files import page as html
-from saferestore.core.report.score_run import way_with_room
+from saferestore.core.report.score_run import open_score, way_with_room
 from saferestore.core.report.score_schema import validate
+from safetensors.torch import load_file, save_file
 from talk import COMPLIANCE, TEMPLATE, byte_tokenizer, refuses, save_pair, script
 
 Json = dict[str, Any]
@@ -201,7 +205,7 @@ def test_a_file_without_a_finite_loss_is_refused_and_its_losses_are_null(files: 
     monkeypatch.setattr(scoring, "row_losses", lambda *given: (losses(*given)[0] * float("nan"), losses(*given)[1]))
     with pytest.raises(NumericalError, match="finite loss"):
         _score(files)
-    scored = ScoredRows(Query({}, None), Derivative(None, 0.0), {}, {}, None, None)
+    scored = ScoredRows(Query({}, None), Derivative(None, 0.0), {}, {}, Point(0.2), None, None)
     assert _learnt(scored)["tuned_loss_nats_per_token_reason"] == "not finite"
 
 
@@ -212,6 +216,47 @@ def test_a_query_that_is_not_finite_is_refused(files: Path, monkeypatch: pytest.
     monkeypatch.setitem(scoring.QUERIES, "identity", broken)
     with pytest.raises(NumericalError, match="--way identity"):
         _score(files, way="identity")
+
+
+def _opposite(files: Path, out: Path) -> Path:
+    """The adapter of the pair with the opposite change of weights."""
+    shutil.copytree(files / "tuned", out)
+    factors = load_file(out / "adapter_model.safetensors")
+    save_file({name: -t if "lora_B" in name else t for name, t in factors.items()}, out / "adapter_model.safetensors")
+    return out
+
+
+def test_rows_are_scored_where_s_has_made_its_share_of_the_rise(files: Path, tmp_path: Path) -> None:
+    config = dataclasses.replace(_config(files), tuned=str(_opposite(files, tmp_path / "tuned")))
+    with script(base=refuses("harmful"), tuned=lambda _: COMPLIANCE):
+        found, opened = score(config), open_score(config, no_progress)
+        terms = prepare_score(opened.session, opened.examiner, opened.selection, config).problem.safety
+
+    def share(at: float) -> float:
+        values = []
+        for place in (0.0, at, 1.0):
+            with opened.session.blend(1 - place) as live:
+                values.append(sum(loss.value(live.model) for loss in terms))
+        assert values[0] < values[2]
+        return (values[1] - values[0]) / (values[2] - values[0])
+
+    at, half = found["rows"]["at"], 2.0 ** -(HALVINGS + 1)
+    assert share(max(0.0, at - half)) < RISE <= share(at + half)
+    assert not any(warning["code"] == "W_SAFETY_NOT_LOST" for warning in found["warnings"])
+
+
+def test_a_pair_that_lost_no_safety_is_warned_of_and_a_named_point_is_kept(files: Path) -> None:
+    found, named = _score(files), _score(files, at="0.25")
+    assert found["rows"]["at"] == NO_RISE and named["rows"]["at"] == 0.25
+    codes = [[warning["code"] for warning in each["warnings"]].count("W_SAFETY_NOT_LOST") for each in (found, named)]
+    assert codes == [1, 0]
+
+
+def test_a_safety_loss_that_is_not_finite_between_the_models_is_refused(files: Path,
+                                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Loss, "value", lambda *_: float("nan"))
+    with pytest.raises(NumericalError, match="--at auto"):
+        _score(files)
 
 
 def test_a_safety_gradient_of_zero_leaves_nothing_to_attribute(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,7 +284,7 @@ def test_a_clean_file_that_could_not_be_written_is_refused_before_any_work(files
 def _clean(clean: Path, spec: str) -> None:
     """The clean file without the rows 0 and 2, from scores made up."""
     training = training_rows(read_records(spec), ChatFormat(byte_tokenizer(), TEMPLATE), 100)
-    scored = ScoredRows(Query({}, None), Derivative(None, 0.0), {0: 2.0, 1: 0.5, 2: 1.0}, {}, 1.0, 2.0)
+    scored = ScoredRows(Query({}, None), Derivative(None, 0.0), {0: 2.0, 1: 0.5, 2: 1.0}, {}, Point(0.2), 1.0, 2.0)
     write_clean(clean, spec, training, scored, rank(scored, "2"))
 
 
@@ -263,7 +308,7 @@ def test_a_training_file_that_changed_while_it_was_scored_is_not_cleaned(tmp_pat
     path.write_text("".join(json.dumps(row) + "\n" for row in TRAIN[:3]))
     training = training_rows(read_records(str(path)), ChatFormat(byte_tokenizer(), TEMPLATE), 100)
     path.write_text(path.read_text() + "\n")
-    scored = ScoredRows(Query({}, None), Derivative(None, 0.0), {0: 2.0, 1: 0.5}, {}, 1.0, 2.0)
+    scored = ScoredRows(Query({}, None), Derivative(None, 0.0), {0: 2.0, 1: 0.5}, {}, Point(0.2), 1.0, 2.0)
     with pytest.raises(UsageError, match="changed while it was scored"):
         write_clean(tmp_path / "clean", str(path), training, scored, rank(scored, "1"))
     assert not (tmp_path / "clean").exists()
@@ -285,7 +330,8 @@ def test_a_broken_document_is_not_written(ran: tuple[Json, Path]) -> None:
 
 
 def test_rows_are_ranked_by_influence_and_ties_by_their_place() -> None:
-    scored = ScoredRows(Query({}, None), Derivative(None, 0.0), {0: 1.0, 1: 3.0, 2: 1.0, 3: -2.0}, {}, 1.0, 2.0)
+    influences = {0: 1.0, 1: 3.0, 2: 1.0, 3: -2.0}
+    scored = ScoredRows(Query({}, None), Derivative(None, 0.0), influences, {}, Point(0.2), 1.0, 2.0)
     found = rank(scored, "1")
     assert found.order == (1, 0, 2, 3) and found.removed == (1,) and found.threshold == 1.0
 
@@ -298,7 +344,8 @@ def test_shades_of_the_heat_strip_rise_with_the_gain(ran: tuple[Json, Path]) -> 
 
 
 @pytest.mark.parametrize(("changes", "what"), [
-    ({"at": -0.1}, "--at"), ({"at": 1.5}, "--at"), ({"way": "kfac"}, "--way kfac"), ({"damping": 0.0}, "--damping"),
+    ({"at": -0.1}, "--at"), ({"at": 1.5}, "--at"), ({"at": "half"}, "--at"),
+    ({"way": "kfac"}, "--way kfac"), ({"damping": 0.0}, "--damping"),
     ({"top": 0}, "--top"), ({"seed": -1}, "--seed"), ({"objective": "x"}, "--objective"),
     ({"redact": "x"}, "--redact")])
 def test_settings_that_could_only_fail_later_are_refused(changes: Json, what: str) -> None:
