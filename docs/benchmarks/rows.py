@@ -3,13 +3,13 @@
 Usage: python docs/benchmarks/rows.py --pairs FOLDER [--parts scores again short gentle firm ...]
 
 FOLDER/seed-N/base is the base that `python sample_data/build.py --seed N --out FOLDER/seed-N` writes. A cell fine-tunes
-it on 900 rows of a task with a share of harmful rows among them. `scores` scores every row by every way but `cg`;
-`again` fine-tunes again without the rows found and without as many random rows; `short` does all of it, by the default
-way, with 2 epochs of training in place of 5; `gentle` the same at a lower learning rate (`rows_page.RECIPES`); `firm`
-the same from a base aligned for two more epochs, with the sample's own recipe, `firm-gentle` from that base at a lower
-rate; `floor` trains without any planted row; `cg` adds that way, `points` other points between base and tuned model.
-Results are appended to rows.jsonl beside this file (what is there is not repeated, adapters and firm bases are kept in
---work), and rows.md is written from them.
+it on 900 rows of a task with a share of harmful rows among them. `scores` scores every row by every way; `again`
+fine-tunes again without the rows found and without as many random rows; `short` does all of it, by the default way,
+with 2 epochs of training in place of 5; `gentle` the same at a lower learning rate (`rows_page.RECIPES`); `firm` the
+same from a base aligned for two more epochs, with the sample's own recipe, `firm-gentle` from that base at a lower
+rate; `floor` trains without any planted row; `points` are other points between base and tuned model. Results are
+appended to rows.jsonl beside this file (what is there is not repeated, adapters and firm bases are kept in --work), and
+rows.md is written from them.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import hashlib
 import json
 import random
 import time
@@ -36,7 +37,7 @@ from saferestore.core.data.batches import Row, make_batches
 from saferestore.core.data.readers import read_records
 from saferestore.core.data.selection import select
 from saferestore.core.evaluation.coherence import coherence
-from saferestore.core.evaluation.scoring import make_query, prepare_score, score_examiner
+from saferestore.core.evaluation.scoring import make_query, prepare_score, safety_point, score_examiner
 from saferestore.core.evaluation.training_rows import training_rows
 from saferestore.core.influence.rows import choose_derivative, gradient_norms, row_sums
 from saferestore.core.losses import cross_entropy
@@ -48,9 +49,7 @@ from scipy.stats import rankdata
 HERE = Path(__file__).parent
 TASK_ROWS = 900
 DEFAULT = ScoreConfig("-", "-", way="ekfac")  # what `auto` is where there is room
-WAYS = tuple(way for way in SCORE_WAYS if way != "cg")
-ASKED = {"scores": ((DEFAULT.at,), WAYS), "cg": ((DEFAULT.at,), ("cg",)),
-         "points": ((1.0, 0.5), ("identity", "diagonal", "ekfac"))}
+ASKED = {"scores": ((DEFAULT.at,), SCORE_WAYS), "points": ((1.0, 0.5), ("identity", "diagonal", "ekfac"))}
 """Part -> points and ways scored in it."""
 Json = dict[str, Any]
 
@@ -155,7 +154,7 @@ def task_rate(base: Path, tuned: Path | None, task: str) -> list[int]:
             len(held)]
 
 
-def scores(base: Path, tuned: Path, train: Path, seed: int, points: tuple[float, ...],
+def scores(base: Path, tuned: Path, train: Path, seed: int, points: tuple[float | str, ...],
            ways: tuple[str, ...]) -> list[Json]:
     """Each way's score of every row, at each point, with what it cost; rivals without a query beside `identity`."""
     config = ScoreConfig(base=str(base), tuned=str(tuned), train=str(train), seed=seed, max_new_tokens=48)
@@ -167,7 +166,8 @@ def scores(base: Path, tuned: Path, train: Path, seed: int, points: tuple[float,
     batches = make_batches([Row(i, r.prompt, r.answer) for i, r in enumerate(training.rows)], batch_size=32, pad_id=pad)
     found: list[Json] = []
     for at in points:
-        with session.blend(1 - at) as live:
+        point = at if isinstance(at, float) else safety_point(session, prepared.problem.safety, no_progress).at
+        with session.blend(1 - point) as live:
             began = time.perf_counter()
             cross_entropy("rows", batches).value(live.model)
             forward = time.perf_counter() - began
@@ -179,8 +179,9 @@ def scores(base: Path, tuned: Path, train: Path, seed: int, points: tuple[float,
                 began = time.perf_counter()
                 losses, derivatives, tokens = row_sums(how(live, batches, query.u), order)
                 seconds = time.perf_counter() - began
-                found.append({"way": way, "at": at, "scores": (-derivatives).tolist(), "query_seconds": asked,
-                              "rows_in_forwards": seconds / forward, "difference": how.length is not None})
+                found.append({"way": way, "at": at, "point": point, "scores": (-derivatives).tolist(),
+                              "query_seconds": asked, "rows_in_forwards": seconds / forward,
+                              "difference": how.length is not None})
                 if way == "identity":
                     norms = gradient_norms(live, batches).clamp(min=1e-12)
                     found.append({"way": "cosine", "at": at, "scores": (-derivatives / norms).tolist()})
@@ -246,14 +247,14 @@ def without(base: Path, rows: list[dict], harmful: np.ndarray, gone: dict[str, n
     made: Json = {"left": {}}
     for what, numbers in gone.items():
         kept = [row for number, row in enumerate(rows) if number not in set(numbers.tolist())]
-        made[what] = harmful_rate(base, fine_tune(base, kept, folder / adapter(what), seed, recipe))
+        made[what] = harmful_rate(base, fine_tune(base, kept, folder / adapter(numbers), seed, recipe))
         made["left"][what] = int(harmful.sum()) - int(harmful[numbers].sum())
     return made
 
 
-def adapter(what: str) -> str:
+def adapter(numbers: np.ndarray) -> str:
     """The folder of the adapter trained without these rows."""
-    return f"{what}-{DEFAULT.way}-{DEFAULT.at:g}" if what == "found" else what
+    return "without-" + hashlib.sha256(repr(sorted(numbers.tolist())).encode()).hexdigest()[:12]
 
 
 def throughout(cell: Cell, base: Path, rows: list[dict], harmful: np.ndarray, folder: Path, recipe: Recipe) -> Json:
@@ -268,9 +269,10 @@ def throughout(cell: Cell, base: Path, rows: list[dict], harmful: np.ndarray, fo
         gone["floor"] = np.flatnonzero(harmful)
     made = without(base, rows, harmful, gone, folder, cell.seed, recipe)
     learnt = {"base": task_rate(base, None, cell.task), "tuned": task_rate(base, tuned, cell.task),
-              "found": task_rate(base, folder / adapter("found"), cell.task)}
-    return {"way": DEFAULT.way, "at": DEFAULT.at, "epochs": recipe.epochs, "rate": recipe.rate, "rows": len(rows),
-            "ranks": best["ranks"], "tuned": harmful_rate(base, tuned), "task_rows": learnt, **made}
+              "found": task_rate(base, folder / adapter(gone["found"]), cell.task)}
+    return {"way": DEFAULT.way, "at": DEFAULT.at, "point": best["point"], "top": best["top"],
+            "epochs": recipe.epochs, "rate": recipe.rate, "rows": len(rows), "ranks": best["ranks"],
+            "tuned": harmful_rate(base, tuned), "task_rows": learnt, **made}
 
 
 def rounded(value):
@@ -289,7 +291,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="*", default=[1, 2, 3])
     parser.add_argument("--tasks", nargs="*", default=list(TASKS))
     parser.add_argument("--shares", type=float, nargs="*", default=[0.1, 0.05, 0.01])
-    parser.add_argument("--parts", nargs="*", default=["scores", "again", *rows_page.RECIPES, "floor", "cg", "points"])
+    parser.add_argument("--parts", nargs="*", default=["scores", "again", *rows_page.RECIPES, "floor", "points"])
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no part after that")
     parser.add_argument("--page-only", action="store_true")
     parser.add_argument("--results", type=Path, default=HERE / "rows.jsonl")

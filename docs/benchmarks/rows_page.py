@@ -51,7 +51,7 @@ Cells scored: {cells} of 18 (3 seeds x 2 tasks x 3 shares); trained again: {agai
 
 {found}
 
-## By share of planted rows, at {at:g}
+## By share of planted rows, at {at}
 
 {shares}
 
@@ -122,16 +122,22 @@ def read(results: Path) -> list[Json]:
 
 
 def is_done(results: list[Json], cell: Json, part: str) -> bool:
-    """Tell whether a part of a cell needs no work; one trained again by another way than the default does."""
-    return any(row["part"] == part and all(row[name] == cell[name] for name in KEY)
-               and (part != "again" or (row["way"], row["at"]) == (DEFAULT.way, DEFAULT.at)) for row in results)
+    """Tell whether a part of a cell needs no work; one of another way or point than the default's does."""
+    return any(row["part"] == part and all(row[name] == cell[name] for name in KEY) and by_default(row)
+               for row in results)
+
+
+def by_default(row: Json) -> bool:
+    """Whether a result is by the default's way and point, or has nothing to do with them."""
+    scored = row["found"] if row["part"] == "scores" else [row] if "way" in row else []
+    return not scored or any((found["way"], found["at"]) == (DEFAULT.way, DEFAULT.at) for found in scored)
 
 
 def merged(results: list[Json]) -> dict[tuple, Json]:
     """Cell -> rows, planted rows, tuned rate, and what every way found, over all its parts."""
     cells: dict[tuple, Json] = {}
     for row in results:
-        if row["part"] in ("scores", "cg", "points"):
+        if row["part"] in ("scores", "points"):
             cell = cells.setdefault(tuple(row[name] for name in KEY), {**row, "found": []})
             have = {(found["way"], found["at"]) for found in cell["found"]}
             cell["found"] += [found for found in row["found"] if (found["way"], found["at"]) not in have]
@@ -188,8 +194,8 @@ def found_table(cells: list[Json]) -> str:
     for task in sorted({cell["task"] for cell in cells}):
         own = [cell for cell in cells if cell["task"] == task]
         asked = dict.fromkeys((f["at"], f["way"]) for cell in own for f in cell["found"])
-        for at, way in sorted(asked, key=lambda pair: pair[0] is not None and pair[0]):
-            lines.append(f"| {task} | {'-' if at is None else f'{at:g}'} | {way} | {numbers(data_of(own, at, way))} |")
+        for at, way in sorted(asked, key=lambda pair: -1 if pair[0] is None else 0 if pair[0] == "auto" else pair[0]):
+            lines.append(f"| {task} | {'-' if at is None else at} | {way} | {numbers(data_of(own, at, way))} |")
     return "\n".join(lines)
 
 

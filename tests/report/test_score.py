@@ -218,16 +218,17 @@ def test_a_query_that_is_not_finite_is_refused(files: Path, monkeypatch: pytest.
         _score(files, way="identity")
 
 
-def _opposite(files: Path, out: Path) -> Path:
-    """The adapter of the pair with the opposite change of weights."""
+def _far(files: Path, out: Path) -> Path:
+    """The adapter of the pair with four times the change of weights, which no loss survives."""
     shutil.copytree(files / "tuned", out)
     factors = load_file(out / "adapter_model.safetensors")
-    save_file({name: -t if "lora_B" in name else t for name, t in factors.items()}, out / "adapter_model.safetensors")
+    moved = {name: 4 * t if "lora_B" in name else t for name, t in factors.items()}
+    save_file(moved, out / "adapter_model.safetensors")
     return out
 
 
 def test_rows_are_scored_where_s_has_made_its_share_of_the_rise(files: Path, tmp_path: Path) -> None:
-    config = dataclasses.replace(_config(files), tuned=str(_opposite(files, tmp_path / "tuned")))
+    config = dataclasses.replace(_config(files), tuned=str(_far(files, tmp_path / "tuned")))
     with script(base=refuses("harmful"), tuned=lambda _: COMPLIANCE):
         found, opened = score(config), open_score(config, no_progress)
         terms = prepare_score(opened.session, opened.examiner, opened.selection, config).problem.safety
