@@ -3,7 +3,7 @@
 Usage: python docs/benchmarks/methods_run.py --pairs FOLDER [--seeds 0] [--only PART ...] [--minutes 60]
 
 The pairs are those of `frontier.py` (made below FOLDER where they are missing). A run is what `restore --method NAME
---max-drift 0.01` does on 48 fit rows and 12 passes, up to its held-out measurements, which are the frontier's matter.
+--max-drift 0.01` does on 48 fit rows and 6 passes, up to its held-out measurements, which are the frontier's matter.
 Results are appended to methods_run.jsonl beside this file, a line a method and pair, what is there is not repeated;
 methods-run.md is written from them.
 """
@@ -32,7 +32,7 @@ from saferestore.core.restoration.trust_region import Outcome, minimise
 
 HERE = Path(__file__).parent
 NAMES = (*OURS, *PUBLISHED)
-PASSES, HELD_OUT = 12, 8
+PASSES, HELD_OUT = 6, 8
 OVER = 1.01
 """Drift over the budget by more than this factor counts as over it."""
 Json = dict[str, Any]
@@ -40,7 +40,7 @@ PAGE = """# Every method once on every pair
 
 `python docs/benchmarks/methods_run.py --pairs FOLDER` runs every row of [methods](../methods.md) and every engine of
 ours (`anchor-`) once on the pairs of [frontier.md](frontier.md): a drift budget of 0.01 nats per token on the fit rows,
-12 passes, 48 harmful rows to fit on. Nothing here is held out: it shows that a method runs, moves the model and keeps
+6 passes, 48 harmful rows to fit on. Nothing here is held out: it shows that a method runs, moves the model and keeps
 its budget, not how well it repairs. {pairs} of 54 pairs ({seeds}), {runs} runs; commit {commit}, torch {torch}, one
 thread, on a shared machine (`seconds` are medians and only rough).
 
