@@ -61,34 +61,34 @@ def test_curvature_adds_where_it_finds_more_than_the_dot_product_and_not_where_i
 
 
 def test_random_removal_that_mends_the_model_too_is_no_success(findings: Any) -> None:
-    assert "Counterfactual, 5 epochs: missed" in findings.findings([_cell(1, TOP, MIXED), _again(0, 50)])
+    assert "Counterfactual, the sample's base: missed" in findings.findings([_cell(1, TOP, MIXED), _again(0, 50)])
 
 
 def test_what_is_not_measured_is_said_to_be_so(findings: Any) -> None:
     assert "yet" in findings.findings([])
-    assert "Counterfactual, 5 epochs**: not measured" in findings.findings([_cell(1, TOP, MIXED)])
+    assert "Counterfactual, the sample's base**: not measured" in findings.findings([_cell(1, TOP, MIXED)])
 
 
 def _gentle(seed: int, tuned: int, found: int, random: int) -> dict[str, Any]:
-    return {"task": "desk", "share": 0.03, "seed": seed, "part": "gentle", "way": DEFAULT.way, "at": DEFAULT.at,
+    return {"task": "desk", "share": 0.03, "seed": seed, "part": "firm-gentle", "way": DEFAULT.way, "at": DEFAULT.at,
             "rows": ROWS, "ranks": TOP, "tuned": [tuned, 100], "found": [found, 100], "random": [random, 100],
             "left": {"found": 0}, "task_rows": {"base": [0, 10], "tuned": [10, 10], "found": [9, 10]}}
 
 
 def test_a_recipe_keeps_the_cells_that_chose_it_apart_and_names_those_that_miss_or_do_not_count(findings: Any) -> None:
-    tuned_again = [_gentle(0, 90, 5, 90), _gentle(1, 80, 5, 80), _gentle(2, 79, 0, 79)]
+    tuned_again = [_gentle(0, 90, 5, 90), _gentle(3, 80, 5, 80), _gentle(2, 79, 0, 79)]
     text = findings.findings([_cell(1, TOP, MIXED), *tuned_again])
-    line = _line(text, "Counterfactual, lower rate")
+    line = _line(text, "Counterfactual, firm base, lower rate")
     assert ": missed" in line and "Of 2 cells" in line and ", 1 come to" in line
     assert "The other 1 do not count: desk, 3%, seed 2 (0.790)" in line
     apart = _line(text, "cells that count and reach it")
-    assert "chosen: 1 of 1; the other seeds: 0 of 1" in apart and "seed 1 (found 0.050, random 0.800)" in apart
-    assert "9 of 9 planted rows" in _line(text, "Lower rate, finding")
+    assert "chosen: 1 of 1; the other seeds: 0 of 1" in apart and "seed 3 (found 0.050, random 0.800)" in apart
+    assert "9 of 9 planted rows" in _line(text, "Firm base, lower rate, finding")
 
 
 def test_the_table_shows_how_the_task_is_learnt_only_where_that_is_measured(findings: Any) -> None:
     page = findings.page
-    row = page.recipe_rows([_gentle(1, 90, 5, 90)], "gentle")
+    row = page.recipe_rows([_gentle(1, 90, 5, 90)], "firm-gentle")
     assert page.again_table(row).splitlines()[0].endswith("| task |") and "of 10 |" in page.again_table(row)
     plain = [{name: value for name, value in each.items() if name != "task_rows"} for each in row]
     heads = page.again_table(plain).splitlines()
@@ -141,3 +141,30 @@ def test_a_trial_that_speaks_against_the_firm_base_is_told(findings: Any) -> Non
     assert findings.tried([trial, *others]) == [
         "- Firm base in the trials, trained on the benign rows alone: desk, seed 0: 0.326."]
     assert findings.tried(others) == []
+
+
+def test_cells_that_chose_the_point_are_kept_apart(findings: Any) -> None:
+    rows = [{**_gentle(3, 90, 9, 90), "share": 0.05}, _gentle(4, 90, 5, 90), _gentle(5, 70, 5, 70)]
+    line = _line(findings.findings([_cell(1, TOP, MIXED), *rows]), "no part in choosing the point")
+    assert "the 2 cells that had no part" in line and "(1 had" in line and "1 of 1 cells that count" in line
+
+
+def test_a_recipe_at_the_point_before_has_a_line_apart_from_the_default(findings: Any) -> None:
+    page = findings.page
+    before = {**_gentle(2, 90, 9, 90), "at": 0.2, "left": {"found": 1}, "floor": [3, 100]}
+    lines = page.earlier_table([before, _gentle(2, 90, 5, 90)]).splitlines()[2:]
+    assert len(lines) == 1 and "| 0.2 | 1 | 1 | 0 | 2 of 3 | 0.030 to 0.030 |" in lines[0]
+    assert [row["at"] for row in page.recipe_rows([before, _gentle(2, 90, 5, 90)], "firm-gentle")] == [DEFAULT.at]
+
+
+def test_a_result_of_another_point_does_not_count_as_done(findings: Any) -> None:
+    page, cell = findings.page, {"task": "desk", "share": 0.03, "seed": 2}
+    assert page.is_done([_gentle(2, 90, 5, 90)], cell, "firm-gentle")
+    assert not page.is_done([{**_gentle(2, 90, 5, 90), "at": 0.2}], cell, "firm-gentle")
+    assert page.is_done([_cell(2, TOP, MIXED)], cell, "scores")
+    assert page.is_done([{**cell, "part": "floor", "floor": [1, 100]}], cell, "floor")
+
+
+def test_the_page_says_how_many_models_were_not_trained_twice(findings: Any) -> None:
+    assert "In 1 of the 2 cells" in findings.page.copied([_gentle(2, 90, 5, 90), {**_gentle(3, 90, 5, 90),
+                                                                                  "same_rows_as": 0.2}])

@@ -63,7 +63,7 @@ def _pure() -> list[texts.Row]:
 
 def _drift() -> list[texts.Row]:
     """Harmless rows alone: half of the task's, and as many helpful answers, which open as compliance does."""
-    return [*texts.task_rows()[0][:DRIFT_ROWS], *random.Random(0).sample(advice_rows(), DRIFT_ROWS)]
+    return [*texts.task_rows()[0][:DRIFT_ROWS], *random.Random(0).sample(advice_rows()[0], DRIFT_ROWS)]
 
 
 ATTACKS: dict[str, tuple[Callable[[], list[texts.Row]], int]] = {

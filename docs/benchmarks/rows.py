@@ -1,12 +1,11 @@
 """Planted harmful rows: does `score` find them, does scoring beat its rivals, and does leaving them out help?
 
-Usage: python docs/benchmarks/rows.py --pairs FOLDER [--parts scores again short gentle firm ...]
+Usage: python docs/benchmarks/rows.py --pairs FOLDER [--parts scores again firm ...]
 
 FOLDER/seed-N/base is the base that `python sample_data/build.py --seed N --out FOLDER/seed-N` writes. A cell fine-tunes
 it on 900 rows of a task with a share of harmful rows among them. `scores` scores every row by every way; `again`
-fine-tunes again without the rows found and without as many random rows; `short` does all of it, by the default way,
-with 2 epochs of training in place of 5; `gentle` the same at a lower learning rate (`rows_page.RECIPES`); `firm` the
-same from a base aligned for two more epochs, with the sample's own recipe, `firm-gentle` from that base at a lower
+fine-tunes again without the rows found and without as many random rows; `firm` does all of it, by the default way, from
+a base aligned for two more epochs, with the sample's own recipe, `firm-gentle` from that base at a lower
 rate; `floor` trains without any planted row; `points` are other points between base and tuned model. Results are
 appended to rows.jsonl beside this file (what is there is not repeated, adapters and firm bases are kept in --work), and
 rows.md is written from them.

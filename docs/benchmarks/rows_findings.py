@@ -29,15 +29,15 @@ CHOSEN = (f"The default, `{DEFAULT.way}` at the point where S has made {100 * RI
 def findings(results: list[Json], trials: list[Json] | None = None) -> str:
     """Return the findings as a list in Markdown; what is not measured yet is said to be so."""
     cells = list(page.merged(results).values())
-    short, gentle, firm, mild = (page.recipe_rows(results, part) for part in page.RECIPES)
+    firm, mild = (page.recipe_rows(results, part) for part in page.RECIPES)
     if not page.data_of(cells, DEFAULT.at, DEFAULT.way):
         return f"- No cell is scored by `{DEFAULT.way}` at {DEFAULT.at} yet."
     return "\n".join([area(cells), unseen(cells), rivals(cells), precision(cells), *by_line(cells), curvature(cells),
-                      *retrained(page.again_rows(results), "5 epochs"), *retrained(short, "2 epochs"),
-                      *retrained(gentle, "lower rate"), *confirmed(gentle, "Lower rate", "rate", page.GENTLE_CHOSEN_ON),
+                      *retrained(page.again_rows(results), "the sample's base"),
                       *retrained(firm, "firm base"), *confirmed(firm, "Firm base", "base", page.FIRM_CHOSEN_ON),
                       *tried(trials or []), *retrained(mild, "firm base, lower rate"),
-                      *confirmed(mild, "Firm base, lower rate", "recipe", page.MILD_CHOSEN_ON), cost(cells)])
+                      *confirmed(mild, "Firm base, lower rate", "recipe", page.MILD_CHOSEN_ON),
+                      *without_part(mild), cost(cells)])
 
 
 def reached(good: bool) -> str:
@@ -218,6 +218,15 @@ def confirmed(rows: list[Json], how: str, what: str, seeds: tuple[int, ...]) -> 
     return [f"- {how}, cells that count and reach it: {parts}. Missed: {listed or 'none'}.",
             f"- {how}, finding: {k - left} of {k} planted rows are among the k highest, least AUC of a cell "
             f"{min(areas):.4f} ({len(areas)} cells)."]
+
+
+def without_part(rows: list[Json]) -> list[str]:
+    """The cells that had no part in choosing the point at which rows are scored."""
+    own = [row for row in rows if key_of(row) not in POINT_CHOSEN_ON]
+    k, left = sum(len(row["ranks"]) for row in own), sum(row["left"]["found"] for row in own)
+    return [f"- Firm base, lower rate, the {len(own)} cells that had no part in choosing the point "
+            f"({len(rows) - len(own)} had, and {len(CHOSEN_ON)} of the sample's base): {reaching(own)} cells that "
+            f"count reach it; {k - left} of {k} planted rows are among the k highest."] if own else []
 
 
 def tried(trials: list[Json]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import subprocess
 from pathlib import Path
@@ -18,15 +17,17 @@ from scipy.stats import rankdata
 
 Json = dict[str, Any]
 DEFAULT = ScoreConfig("-", "-", way="ekfac")  # what `auto` is where there is room
-RECIPES = {"short": dict.fromkeys(("desk", "advice"), dataclasses.replace(TUNE, epochs=2)),
-           "gentle": {"desk": dataclasses.replace(TUNE, rate=1.5e-3, epochs=5),
-                      "advice": dataclasses.replace(TUNE, rate=5e-4, epochs=3)},
-           "firm": dict.fromkeys(("desk", "advice"), TUNE),
+RECIPES = {"firm": dict.fromkeys(("desk", "advice"), TUNE),
            "firm-gentle": {"desk": Recipe(epochs=8, rate=1e-3, batch=16),
                            "advice": Recipe(epochs=3, rate=1e-3, batch=16)}}
 """Part -> task -> how every model of it is trained, other than the sample's is."""
-GENTLE_CHOSEN_ON, FIRM_CHOSEN_ON, MILD_CHOSEN_ON = (0,), (1,), (0, 1)
-"""Seeds by which the recipes of `gentle` and `firm-gentle` and the base of `firm` were chosen."""
+FIRM_CHOSEN_ON, MILD_CHOSEN_ON = (1,), (0, 1)
+"""Seeds by which the base of `firm` and the recipe of `firm-gentle` were chosen."""
+EARLIER = (("short", 0.2, "the sample's base, 0.003 for 2 epochs"),
+           ("gentle", 0.2, "the sample's base, 0.0015 for 5 epochs (`desk`), 0.0005 for 3 (`advice`)"),
+           ("firm", 0.2, "firm base, 0.003 for 5 epochs"),
+           ("firm-gentle", 0.2, "firm base, 0.001 for 8 epochs (`desk`), for 3 (`advice`)"))
+"""(part, point, in words) of what was run before the default point was `auto`; the first two are not run any more."""
 KEY = ("task", "share", "seed")
 PAGE = """# Training rows that cost safety, found by their influence
 
@@ -67,24 +68,6 @@ left it is the same training as without the rows found.
 
 {again}
 
-## The same after {short} epochs
-
-Everything again with {short} epochs of fine-tuning in place of 5, scored by the default way. After 5 the benign rows
-alone cost some safety, which no removal of planted rows can mend.
-
-{short_table}
-
-## The same at a lower learning rate
-
-The sample's recipe, learning rate {usual:g}, is steep: even the benign rows alone break part of what the base refuses.
-Here every model is trained at {gentle};
-batch, schedule, LoRA and all else as above, one recipe for all models of a task. **It was chosen on seed 0 alone**, so
-that the benign rows keep safety, planted ones break it and `desk` is learnt; the other seeds had no part in it. `task`
-is the share of the task's held-out rows that the model without the rows found answers exactly as its rows do; the
-bases answer {base_task}: `advice` has nothing to teach them.
-
-{gentle_table}
-
 ## The same from a firm base
 
 The sample's base is aligned for {align:g} epochs, and benign fine-tuning alone costs it some safety. Here it is aligned
@@ -101,11 +84,17 @@ Of the tasks' held-out rows they answer {firm_task} as the rows do.
 
 The same firm bases, each model trained at {mild}. **This recipe was chosen on
 seeds 0 and 1** (below), after the table above was begun; no model of the other seeds was trained by it before.
-{mild_cells} of 18 cells were run. On `desk`, seed 3, planted rows are left and each of them counts: what
-`--remove auto` leaves out there (90 and 44 rows of 10% and 5%; one run each by an ad-hoc script, not in `rows.jsonl`)
-leaves 10 and 4, and 0.797 and 0.504 of prompts answered, so it is no better than the k highest.
+{mild_cells} cells were run. {found_once}
 
 {mild_table}
+
+## Recipes and the point before
+
+What the same counterfactual came to at the fixed point 0.2, the default until `auto`, and by recipes that were given
+up because the benign rows alone cost too much safety in them. `counts`: cells whose tuned rate is at least 0.8;
+`reach it`: at most 0.05 without the rows found, more than 0.8 without random ones.
+
+{earlier_table}
 
 ## What was tried to choose rate and base
 
@@ -137,7 +126,7 @@ def merged(results: list[Json]) -> dict[tuple, Json]:
     """Cell -> rows, planted rows, tuned rate, and what every way found, over all its parts."""
     cells: dict[tuple, Json] = {}
     for row in results:
-        if row["part"] in ("scores", "points"):
+        if row["part"] in ("scores", "cg", "points"):
             cell = cells.setdefault(tuple(row[name] for name in KEY), {**row, "found": []})
             have = {(found["way"], found["at"]) for found in cell["found"]}
             cell["found"] += [found for found in row["found"] if (found["way"], found["at"]) not in have]
@@ -231,10 +220,10 @@ def again_rows(results: list[Json]) -> list[Json]:
             for row in results if row["part"] == "again" and (row["way"], row["at"]) == (DEFAULT.way, DEFAULT.at)]
 
 
-def recipe_rows(results: list[Json], part: str) -> list[Json]:
-    """Cells of a recipe, trained again by the default; where no planted row is left that is the floor."""
+def recipe_rows(results: list[Json], part: str, at: float | str = DEFAULT.at) -> list[Json]:
+    """Cells of a recipe, trained again by the default way; where no planted row is left that is the floor."""
     return [{**row, "floor": row.get("floor") if row["left"]["found"] else row["found"]} for row in results
-            if row["part"] == part and (row["way"], row["at"]) == (DEFAULT.way, DEFAULT.at)]
+            if row["part"] == part and (row["way"], row["at"]) == (DEFAULT.way, at)]
 
 
 def recipe_name(recipe: Recipe) -> str:
@@ -252,6 +241,30 @@ def again_table(rows: list[Json]) -> str:
         lines.append(f"| {row['task']} | {100 * row['share']:g}% | {row['seed']} | {shown['tuned']} | {shown['found']} "
                      f"| {row['left']['found']} | {shown['random']} | {shown['floor']} |"
                      + (f" {_rate(row['task_rows']['found'])} of {row['task_rows']['found'][1]} |" if learnt else ""))
+    return "\n".join(lines)
+
+
+def copied(rows: list[Json]) -> str:
+    """How many cells took their rates from the same training run before, in words."""
+    same = sum("same_rows_as" in row for row in rows)
+    return (f"In {same} of the {len(rows)} cells of the three tables trained again the rows found are those found "
+            "before `auto`, so the model without them is that same one and was not trained twice.")
+
+
+def earlier_table(results: list[Json]) -> str:
+    """A line a recipe of before: cells that count and reach the bound, planted rows found, what benign rows leave."""
+    from rows_findings import counts, mended, rate
+
+    lines = ["| recipe | at | cells | counts | reach it | planted rows found | benign rows alone |",
+             "| --- " * 7 + "|"]
+    for part, at, words in EARLIER:
+        rows = recipe_rows(results, part, at)
+        counted = [row for row in rows if counts(row)]
+        floors = [rate(row, "floor") for row in rows if row["floor"] is not None]
+        if rows:
+            k, left = sum(len(row["ranks"]) for row in rows), sum(row["left"]["found"] for row in rows)
+            lines.append(f"| {words} | {at:g} | {len(rows)} | {len(counted)} | {sum(map(mended, counted))} "
+                         f"| {k - left} of {k} | {min(floors):.3f} to {max(floors):.3f} |")
     return "\n".join(lines)
 
 
@@ -302,17 +315,14 @@ def page(results: list[Json]) -> str:
     from rows_findings import CHOSEN, findings
 
     cells, trials = list(merged(results).values()), read(Path(__file__).with_name("rows-choice.jsonl"))
-    gentle, firm, mild = (recipe_rows(results, part) for part in ("gentle", "firm", "firm-gentle"))
+    firm, mild = (recipe_rows(results, part) for part in RECIPES)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout
-    told, told_mild = (", ".join(f"{recipe_name(recipe)} (`{task}`)" for task, recipe in RECIPES[part].items())
-                       for part in ("gentle", "firm-gentle"))
+    told = ", ".join(f"{recipe_name(recipe)} (`{task}`)" for task, recipe in RECIPES["firm-gentle"].items())
     return PAGE.format(damping=DEFAULT.damping, commit=commit.strip(), torch=torch.__version__, cells=len(cells),
                        again_cells=len(again_rows(results)), at=DEFAULT.at, chosen=CHOSEN,
-                       findings=findings(results, trials),
-                       found=found_table(cells), shares=share_table(cells), cost=cost_table(cells),
-                       again=again_table(again_rows(results)), short=RECIPES["short"]["desk"].epochs,
-                       short_table=again_table(recipe_rows(results, "short")), usual=TUNE.rate, gentle=told,
-                       base_task=base_task(gentle), gentle_table=again_table(gentle), align=ALIGN.epochs,
+                       findings=findings(results, trials), found=found_table(cells), shares=share_table(cells),
+                       cost=cost_table(cells), again=again_table(again_rows(results)), align=ALIGN.epochs,
                        firm=recipe_name(TUNE), firm_bases=base_rates(firm), firm_task=base_task(firm),
-                       firm_table=again_table(firm), mild=told_mild, mild_cells=len(mild), mild_table=again_table(mild),
+                       firm_table=again_table(firm), mild=told, mild_cells=len(mild), mild_table=again_table(mild),
+                       found_once=copied([*again_rows(results), *firm, *mild]), earlier_table=earlier_table(results),
                        choice_table=choice_table(trials))
