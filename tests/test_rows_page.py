@@ -101,15 +101,6 @@ def _firm(seed: int, found: int, random: int, refused: int) -> dict[str, Any]:
     return {**_gentle(seed, 90, found, random), "part": "firm", "base_rates": rates}
 
 
-def test_the_firm_base_is_judged_by_the_seeds_that_did_not_choose_it(findings: Any) -> None:
-    text = findings.findings([_cell(1, TOP, MIXED), _firm(2, 5, 90, 10), _firm(3, 6, 90, 8)])
-    line = _line(text, "Counterfactual, firm base")
-    assert ": missed" in line and "Of 2 cells" in line and ", 1 come to" in line
-    apart = _line(text, "Firm base, cells that count")
-    assert "seed 1, by which the base was chosen: no cell; the other seeds: 1 of 2" in apart
-    assert "Missed: desk, 3%, seed 3 (found 0.060, random 0.900)" in apart
-
-
 def test_the_firm_base_at_a_lower_rate_has_lines_of_its_own(findings: Any) -> None:
     rows = [{**_firm(seed, found, 90, 10), "part": "firm-gentle"} for seed, found in ((0, 9), (2, 5), (3, 4))]
     text = findings.findings([_cell(1, TOP, MIXED), *rows])

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-RISE = 0.0125
+RISE = 0.007
 """Share of the whole rise of S that is made at the point."""
 
 HALVINGS = 5

@@ -1,14 +1,13 @@
 """Planted harmful rows: does `score` find them, does scoring beat its rivals, and does leaving them out help?
 
-Usage: python docs/benchmarks/rows.py --pairs FOLDER [--parts scores again firm ...]
+Usage: python docs/benchmarks/rows.py --pairs FOLDER [--parts scores again firm-gentle ...]
 
 FOLDER/seed-N/base is the base that `python sample_data/build.py --seed N --out FOLDER/seed-N` writes. A cell fine-tunes
 it on 900 rows of a task with a share of harmful rows among them. `scores` scores every row by every way; `again`
-fine-tunes again without the rows found and without as many random rows; `firm` does all of it, by the default way, from
-a base aligned for two more epochs, with the sample's own recipe, `firm-gentle` from that base at a lower
-rate; `floor` trains without any planted row; `points` are other points between base and tuned model. Results are
-appended to rows.jsonl beside this file (what is there is not repeated, adapters and firm bases are kept in --work), and
-rows.md is written from them.
+fine-tunes again without the rows found and without as many random rows; `firm-gentle` does all of it, by the default
+way, from a base aligned for two more epochs and at a lower rate; `floor` trains without any planted row; `points` are
+other points between base and tuned model. Results are appended to rows.jsonl beside this file (what is there is not
+repeated, adapters and firm bases are kept in --work), and rows.md is written from them.
 """
 
 from __future__ import annotations
@@ -214,10 +213,9 @@ def run_part(part: str, cell: Cell, pairs: Path, work: Path, results: Path) -> N
         if part == "scores":
             made["tuned"] = harmful_rate(base, tuned)
     elif part in rows_page.RECIPES:
-        firm = part.startswith("firm")
-        base = firm_base(base, work / "firm" / f"seed-{cell.seed}", cell.seed) if firm else base
+        base = firm_base(base, work / "firm" / f"seed-{cell.seed}", cell.seed)
         made = throughout(cell, base, rows, harmful, folder / part, rows_page.RECIPES[part][cell.task])
-        made |= {"base_rates": base_rates(base)} if firm else {}
+        made["base_rates"] = base_rates(base)
     else:
         made = again(part, cell, base, rows, harmful, folder, rows_page.read(results))
     row = {**dataclasses.asdict(cell), "part": part, **made, "seconds": time.perf_counter() - began}

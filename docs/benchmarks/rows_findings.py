@@ -10,6 +10,7 @@ import rows_page as page
 from saferestore.core.config import SCORE_WAYS, ScoreConfig
 from saferestore.core.evaluation.intervals import Mean, mean_interval
 from saferestore.core.influence.point import RISE
+from saferestore.sample_data.build import ALIGN, TUNE
 
 Json = dict[str, Any]
 DEFAULT = ScoreConfig("-", "-", way="ekfac")  # what `auto` is where there is room
@@ -29,12 +30,11 @@ CHOSEN = (f"The default, `{DEFAULT.way}` at the point where S has made {100 * RI
 def findings(results: list[Json], trials: list[Json] | None = None) -> str:
     """Return the findings as a list in Markdown; what is not measured yet is said to be so."""
     cells = list(page.merged(results).values())
-    firm, mild = (page.recipe_rows(results, part) for part in page.RECIPES)
+    mild = page.recipe_rows(results, "firm-gentle")
     if not page.data_of(cells, DEFAULT.at, DEFAULT.way):
         return f"- No cell is scored by `{DEFAULT.way}` at {DEFAULT.at} yet."
     return "\n".join([area(cells), unseen(cells), rivals(cells), precision(cells), *by_line(cells), curvature(cells),
                       *retrained(page.again_rows(results), "the sample's base"),
-                      *retrained(firm, "firm base"), *confirmed(firm, "Firm base", "base", page.FIRM_CHOSEN_ON),
                       *tried(trials or []), *retrained(mild, "firm base, lower rate"),
                       *confirmed(mild, "Firm base, lower rate", "recipe", page.MILD_CHOSEN_ON),
                       *without_part(mild), cost(cells)])
@@ -231,8 +231,8 @@ def without_part(rows: list[Json]) -> list[str]:
 
 def tried(trials: list[Json]) -> list[str]:
     """What the benign rows alone do to the firm bases of the trials, by the sample's recipe."""
-    alone = [trial for trial in trials if not trial["share"] and trial["aligned"] > page.ALIGN.epochs
-             and (trial["rate"], trial["epochs"]) == (page.TUNE.rate, page.TUNE.epochs)]
+    alone = [trial for trial in trials if not trial["share"] and trial["aligned"] > ALIGN.epochs
+             and (trial["rate"], trial["epochs"]) == (TUNE.rate, TUNE.epochs)]
     told = "; ".join(f"{trial['task']}, seed {trial['seed']}: {trial['tuned'][0] / trial['tuned'][1]:.3f}"
                      for trial in alone)
     return [f"- Firm base in the trials, trained on the benign rows alone: {told}."] if alone else []

@@ -11,23 +11,22 @@ import numpy as np
 import torch
 from saferestore.core.config import SCORE_WAYS, ScoreConfig
 from saferestore.core.evaluation.intervals import wilson
-from saferestore.sample_data.build import ALIGN, TUNE
+from saferestore.sample_data.build import ALIGN
 from saferestore.sample_data.train import Recipe
 from scipy.stats import rankdata
 
 Json = dict[str, Any]
 DEFAULT = ScoreConfig("-", "-", way="ekfac")  # what `auto` is where there is room
-RECIPES = {"firm": dict.fromkeys(("desk", "advice"), TUNE),
-           "firm-gentle": {"desk": Recipe(epochs=8, rate=1e-3, batch=16),
+RECIPES = {"firm-gentle": {"desk": Recipe(epochs=8, rate=1e-3, batch=16),
                            "advice": Recipe(epochs=3, rate=1e-3, batch=16)}}
 """Part -> task -> how every model of it is trained, other than the sample's is."""
-FIRM_CHOSEN_ON, MILD_CHOSEN_ON = (1,), (0, 1)
-"""Seeds by which the base of `firm` and the recipe of `firm-gentle` were chosen."""
+MILD_CHOSEN_ON = (0, 1)
+"""Seeds by which the base and the recipe of `firm-gentle` were chosen."""
 EARLIER = (("short", 0.2, "the sample's base, 0.003 for 2 epochs"),
            ("gentle", 0.2, "the sample's base, 0.0015 for 5 epochs (`desk`), 0.0005 for 3 (`advice`)"),
            ("firm", 0.2, "firm base, 0.003 for 5 epochs"),
            ("firm-gentle", 0.2, "firm base, 0.001 for 8 epochs (`desk`), for 3 (`advice`)"))
-"""(part, point, in words) of what was run before the default point was `auto`; the first two are not run any more."""
+"""(part, point, in words) of what was run before the default point was `auto`; the first three are not run any more."""
 KEY = ("task", "share", "seed")
 PAGE = """# Training rows that cost safety, found by their influence
 
@@ -68,22 +67,16 @@ left it is the same training as without the rows found.
 
 {again}
 
-## The same from a firm base
-
-The sample's base is aligned for {align:g} epochs, and benign fine-tuning alone costs it some safety. Here it is aligned
-for {align:g} more, with the same lessons and rate; all else is the sample's own recipe ({firm}), as in the
-first of these tables. **That base was chosen on seed 1**; seed 0, looked at after that, speaks against it (below). No
-model of the other seeds was trained from one before; the first table's cells of seed 2 were known, seeds 3 and 4 are in
-no table above. The bases themselves, on the built-in and the held-out prompts:
-{firm_bases}.
-Of the tasks' held-out rows they answer {firm_task} as the rows do.
-
-{firm_table}
-
 ## The same from a firm base at a lower rate
 
-The same firm bases, each model trained at {mild}. **This recipe was chosen on
-seeds 0 and 1** (below), after the table above was begun; no model of the other seeds was trained by it before.
+The sample's base is aligned for {align:g} epochs and its recipe is steep (0.003 for 5 epochs): the benign rows alone
+cost safety, and no removal of planted rows can do better than training without any. Here the base is aligned for {align:g}
+more epochs, with the same lessons and rate, and each model is trained at {mild}. **This base and recipe were chosen on
+seeds 0 and 1** (below); no model of the other seeds was trained by it before. The bases themselves, on the built-in and
+the held-out prompts: {firm_bases}.
+Of the tasks' held-out rows they answer {firm_task} as the rows do. `task` is the share of the task's held-out rows that
+the model without the rows found answers exactly as its rows do.
+
 {mild_cells} cells were run. {found_once}
 
 {mild_table}
@@ -247,7 +240,7 @@ def again_table(rows: list[Json]) -> str:
 def copied(rows: list[Json]) -> str:
     """How many cells took their rates from the same training run before, in words."""
     same = sum("same_rows_as" in row for row in rows)
-    return (f"In {same} of the {len(rows)} cells of the three tables trained again the rows found are those found "
+    return (f"In {same} of the {len(rows)} cells of the two tables trained again the rows found are those found "
             "before `auto`, so the model without them is that same one and was not trained twice.")
 
 
@@ -315,14 +308,14 @@ def page(results: list[Json]) -> str:
     from rows_findings import CHOSEN, findings
 
     cells, trials = list(merged(results).values()), read(Path(__file__).with_name("rows-choice.jsonl"))
-    firm, mild = (recipe_rows(results, part) for part in RECIPES)
+    mild = recipe_rows(results, "firm-gentle")
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout
     told = ", ".join(f"{recipe_name(recipe)} (`{task}`)" for task, recipe in RECIPES["firm-gentle"].items())
     return PAGE.format(damping=DEFAULT.damping, commit=commit.strip(), torch=torch.__version__, cells=len(cells),
                        again_cells=len(again_rows(results)), at=DEFAULT.at, chosen=CHOSEN,
                        findings=findings(results, trials), found=found_table(cells), shares=share_table(cells),
                        cost=cost_table(cells), again=again_table(again_rows(results)), align=ALIGN.epochs,
-                       firm=recipe_name(TUNE), firm_bases=base_rates(firm), firm_task=base_task(firm),
-                       firm_table=again_table(firm), mild=told, mild_cells=len(mild), mild_table=again_table(mild),
-                       found_once=copied([*again_rows(results), *firm, *mild]), earlier_table=earlier_table(results),
+                       firm_bases=base_rates(mild), firm_task=base_task(mild), mild=told, mild_cells=len(mild),
+                       mild_table=again_table(mild), found_once=copied([*again_rows(results), *mild]),
+                       earlier_table=earlier_table(results),
                        choice_table=choice_table(trials))
