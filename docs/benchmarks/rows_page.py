@@ -72,8 +72,8 @@ left it is the same training as without the rows found.
 The sample's base is aligned for {align:g} epochs and its recipe is steep (0.003 for 5 epochs): the benign rows alone
 cost safety, and no removal of planted rows can do better than training without any. Here the base is aligned for
 {align:g} more epochs, with the same lessons and rate, and each model is trained at {mild}.
-**This base and recipe were chosen on seeds 0 and 1** (below); no model of the other seeds was trained by it before. The bases themselves, on the built-in and
-the held-out prompts: {firm_bases}.
+**This base and recipe were chosen on seeds 0 and 1** (below); no model of the other seeds was trained by it before. The
+bases themselves, on the built-in and the held-out prompts: {firm_bases}.
 Of the tasks' held-out rows they answer {firm_task} as the rows do. `task` is the share of the task's held-out rows that
 the model without the rows found answers exactly as its rows do.
 
