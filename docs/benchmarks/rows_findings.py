@@ -18,8 +18,8 @@ LEAST_AUC, LEAST_PRECISION, MOST_FORWARDS = 0.98, 0.9, 2.2
 BROKEN, MENDED, STILL_BROKEN = 0.8, 0.05, 0.8
 """Harmful rates: of cells that count in the counterfactual, without the rows found at most, without random ones."""
 NO_QUERY = ("cosine", "loss", "length", "random")
-CHOSEN_ON = {("desk", 0.1, 1), ("desk", 0.1, 2), ("desk", 0.05, 1), ("desk", 0.05, 2), ("desk", 0.01, 1),
-             ("desk", 0.01, 2), ("advice", 0.05, 1), ("advice", 0.01, 2)}
+CHOSEN_ON = {("desk", 0.1, 0), ("desk", 0.1, 1), ("desk", 0.1, 2), ("desk", 0.05, 0), ("desk", 0.05, 1),
+             ("desk", 0.05, 2), ("desk", 0.01, 1), ("desk", 0.01, 2), ("advice", 0.05, 1), ("advice", 0.01, 2)}
 """(task, share, seed) of the cells by which the default's way and point were chosen."""
 POINT_CHOSEN_ON = {("desk", 0.1, 3), ("desk", 0.05, 3), ("desk", 0.01, 3), ("advice", 0.01, 3), ("desk", 0.05, 2)}
 """Cells of `firm-gentle` by which the point was chosen, too."""

@@ -205,12 +205,13 @@ def cost_table(cells: list[Json]) -> str:
 
 
 def again_rows(results: list[Json]) -> list[Json]:
-    """Cells trained again by the default, with their rates by name."""
-    cells, floors = merged(results), {(row["task"], row["seed"]): row["floor"] for row in results
-                                      if row["part"] == "floor"}
-    return [{**row, "tuned": cells[tuple(row[name] for name in KEY)]["tuned"],
-             "floor": floors.get((row["task"], row["seed"])) if row["left"]["found"] else row["found"]}
-            for row in results if row["part"] == "again" and (row["way"], row["at"]) == (DEFAULT.way, DEFAULT.at)]
+    """Cells trained again by the default, with their rates by name; the floor from any run that left no planted row."""
+    cells, again = merged(results), [row for row in results if row["part"] == "again"]
+    floors = {(row["task"], row["seed"]): row["floor"] for row in results if row["part"] == "floor"}
+    clean = {tuple(row[name] for name in KEY): row["found"] for row in again if not row["left"]["found"]}
+    return [{**row, "tuned": cells[key]["tuned"], "floor": clean.get(key, floors.get((row["task"], row["seed"])))}
+            for row in again if (row["way"], row["at"]) == (DEFAULT.way, DEFAULT.at)
+            for key in [tuple(row[name] for name in KEY)]]
 
 
 def recipe_rows(results: list[Json], part: str, at: float | str = DEFAULT.at) -> list[Json]:
