@@ -23,7 +23,7 @@ from saferestore.core.curvature.ggn import GaussNewton
 from saferestore.core.data.batches import Row, make_batches
 from saferestore.core.data.readers import read_records
 from saferestore.core.data.selection import select
-from saferestore.core.evaluation.scoring import prepare_score, score_examiner
+from saferestore.core.evaluation.scoring import prepare_score, safety_point, score_examiner
 from saferestore.core.evaluation.training_rows import evenly, training_rows
 from saferestore.core.influence.queries import QUERIES, QueryInputs
 from saferestore.core.influence.rows import choose_derivative, row_sums
@@ -46,7 +46,7 @@ def prepare(folder: Path) -> None:
     rows = sorted(evenly(training.rows, ROWS), key=lambda row: (-len(row), row.index))
     rows = [Row(number, row.prompt, row.answer) for number, row in enumerate(rows)]
     (folder / "adapter").mkdir()
-    with session.blend(1 - config.at) as live:
+    with session.blend(1 - safety_point(session, safety, no_progress).at) as live:
         write_adapter(folder / "adapter", read_params(live), session.pair)
         _, g = gradient(live, total("S", safety))
         factors = make_batches(evenly(rows, FACTOR_ROWS), batch_size=BATCH, pad_id=pad)
