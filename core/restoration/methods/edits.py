@@ -41,7 +41,7 @@ def _without_top(before: Tensor, scores: Tensor, share: float) -> Tensor:
     count = round(share * scores.numel())
     if not count:
         return before
-    after = before.clone()
+    after = before.clone(memory_format=torch.contiguous_format)  # a transposed weight's change is a view across rows
     after.view(-1)[scores.flatten().topk(count).indices] = 0
     return after
 

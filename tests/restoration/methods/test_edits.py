@@ -63,6 +63,16 @@ def pruned(edit: Edit, share: float) -> dict[str, Tensor]:
     return {module: change.abs() < 1e-9 for module, change in weights_of(edit(share).params).items()}
 
 
+def test_the_change_of_a_transposed_weight_loses_the_entries_of_the_highest_scores() -> None:
+    stored = torch.arange(1.0, 13.0).reshape(3, 4)
+    scores = torch.rand(4, 3, generator=torch.Generator().manual_seed(0))
+    after = edits._without_top(stored.T, scores, 0.25)
+    gone = set(map(tuple, (after == 0).nonzero().tolist()))
+    largest = sorted(((float(scores[i, j]), (i, j)) for i in range(4) for j in range(3)), reverse=True)[:3]
+    assert gone == {place for _, place in largest} and torch.equal(after[after != 0], stored.T[after != 0])
+    assert stored.min() == 1.0  # the change itself is left as it was
+
+
 @pytest.mark.parametrize("make", [edits.prune_random, edits.antidote])
 def test_a_larger_share_prunes_the_entries_of_a_smaller_one_and_leaves_the_rest(make) -> None:
     given = inputs(live_model(rank=WIDTH))
