@@ -49,7 +49,7 @@ thread, on a shared machine (`seconds` are medians and only rough).
 A run refuses with a reason where a method does not fit the pair; one that does nothing is said to (`no_change` and
 `W_NO_STEP` in a report of `restore`): the least change that it can make overruns the budget. The first run of all
 found a crash of `prune-random` and `antidote` on GPT-2 fully fine-tuned, whose weights are transposed; it is mended,
-and the runs here are those after it.
+and their runs on that pair are those after it.
 
 `moved` is the median of |step| / |adapter|; `S falls` on how many pairs the safety loss is lower after it.
 
