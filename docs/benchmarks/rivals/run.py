@@ -38,6 +38,8 @@ round. {machine}. Single results: `rivals.jsonl`.
 Every side takes the product of each row's gradient with one query. `kronfluence`'s time is that of a whole call less
 one on a single batch, so that its query pass is left out; `agreement` is Spearman's correlation with our scores of the
 same query (for EK-FAC, which samples labels, of our own EK-FAC estimate from the same rows).
+The rows of EK-FAC and the products below are of an earlier run, at 0.2 of the way from base to adapter; the
+others are of one run at the point that `score` finds now.
 
 {rows}
 
