@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from frontier import BUDGET, FIT_ROWS, OURS, given, open_cell
+from frontier import BUDGET, FIT_ROWS, OURS, done_of, given, open_cell, read_results
+from frontier_measures import pair_of
 from frontier_pairs import Pair, all_pairs, make_pair
 from frontier_robustness import Cell
 from saferestore.core.config import PUBLISHED
@@ -83,8 +84,7 @@ def _outcome(cell: Cell, name: str) -> Outcome:
 
 def run_pair(pair: Pair, folder: Path, results: Path, until: float) -> None:
     """Run what is missing of a pair until time is up, and write every run at once."""
-    done = {row["method"] for row in read(results) if all(row[key] == value for key, value in
-                                                          dataclasses.asdict(pair).items())}
+    done = done_of(results, pair)
     left = [name for name in NAMES if name not in done]
     if not left or time.time() > until:
         return
@@ -98,11 +98,6 @@ def run_pair(pair: Pair, folder: Path, results: Path, until: float) -> None:
               flush=True)
         with results.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
-
-
-def read(results: Path) -> list[Json]:
-    """Return the results so far."""
-    return [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()] if results.exists() else []
 
 
 def fault(row: Json) -> str | None:
@@ -153,7 +148,7 @@ def _middle(rows: Sequence[Json], key: str, form: str) -> str:
 
 def page(rows: Sequence[Json], commit: str) -> str:
     """Return the page."""
-    pairs = {tuple(row[key] for key in ("family", "attack", "kind", "seed")) for row in rows}
+    pairs = set(map(pair_of, rows))
     seeds = sorted({pair[-1] for pair in pairs})
     return PAGE.format(pairs=len(pairs), seeds=f"seed {', '.join(map(str, seeds))}", runs=len(rows), commit=commit,
                        torch=torch.__version__, findings=findings(rows), table=table(rows))
@@ -174,7 +169,7 @@ def main() -> None:
     for pair in all_pairs(options.seeds):
         if options.only is None or any(part in pair.name for part in options.only):
             run_pair(pair, options.pairs, options.results, until)
-    (HERE / "methods-run.md").write_text(page(read(options.results), options.commit), encoding="utf-8")
+    (HERE / "methods-run.md").write_text(page(read_results(options.results), options.commit), encoding="utf-8")
 
 
 if __name__ == "__main__":
