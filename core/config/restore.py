@@ -53,7 +53,7 @@ class RestoreConfig(CommonConfig):
     untouched: tuple[str, ...] = ()
     train: str | None = None
     objective: str = "anchor"
-    engine: str = "fisher"
+    engine: str = "ekfac"
     method: str = CURVATURE
     strength: float | None = None
     unaligned: str | None = None

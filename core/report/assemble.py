@@ -106,6 +106,7 @@ def _step(step: Step) -> Json:
     plain["lambda"] = plain.pop("damping")
     finite = {key: value if value is not None and math.isfinite(value) else None for key, value in plain.items()}
     why = {"relative_residual": "no iteration: nothing was solved, or exactly", "lambda": "no damping",
+           "curvature_scale": "no quadratic model",
            "predicted_decrease": "no finite prediction", "decrease": "not measured or not finite",
            "objective": "not measured or not finite"}
     return {**finite, **{f"{key}_reason": why.get(key, "not finite") for key in finite if finite[key] is None}}

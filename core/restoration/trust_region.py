@@ -1,9 +1,10 @@
-"""Damped second-order steps on J = S + mu P under a drift budget, strength chosen by measured drift alone.
+"""Steps on J = S + mu P within a drift budget, strength chosen by measured drift alone.
 
-P is the drift D, or D at a temperature, which few rows tell more by. Each step solves delta = -(F + lambda I)^-1 grad J
-with F the Gauss-Newton matrix of P, is cut to a trust region and to the drift that the quadratic model predicts, and
-is taken only if J falls and the *measured* D on the fit rows stays within the budget. lambda follows the ratio of
-measured to predicted decrease (Levenberg-Marquardt; Nocedal and Wright 2006, chapter 4).
+P is the drift D, or D at a temperature, which few rows tell more by. Each step takes the gradients of S and P, solves
+with F + lambda I for both, F the Gauss-Newton matrix of P at the start, and goes where the quadratic model has S reach
+its goal, or as far as the drift that the path allows lets it, with the least P (`step.py`). How much more P bends than
+the model says is measured at every attempt. A step is taken only if J falls and the *measured* D is within what the
+path allows.
 """
 
 from __future__ import annotations
@@ -17,25 +18,22 @@ from ..checkpoint.session import LiveModel, read_params, write_params
 from ..config import Progress, no_progress
 from ..curvature.diagonal import Diagonal, diagonal_fisher
 from ..curvature.engines import ENGINES, EngineInputs
-from ..curvature.lbfgs import Pairs, two_loop
-from ..curvature.operator import CurvatureOperator, Solution
+from ..curvature.lbfgs import Pairs
+from ..curvature.operator import CurvatureOperator
 from ..errors import NumericalError
 from ..losses import Loss, gradient, gradient_beside, values
 from ..params import Params, axpy, dot, scale, zeros
 from .attribution import Attribution, Point
-from .step import step_length
-
-UNSPENT = 0.7
-"""Of the budget: below it the drift's weight is halved, so that the last steps buy safety with what is left."""
-
-LEAST_WEIGHT = 0.25
-"""Of the weight at the start: with less, benign prompts were refused that no fit row stands for."""
+from .step import Model, safety_weight
 
 MOST_SLACK = 40.0
 """Of the budget, however small it is."""
 
-MEMORY = 10
-"""Secant pairs kept: two adapter vectors each."""
+FASTEST = 8.0
+"""The scale of the quadratic model changes by this factor an attempt at most: one measurement may be an accident."""
+
+GIVEN_BACK = 0.1
+"""Of the fall of S so far: what a step that wins drift back may lose of it."""
 
 
 @dataclass(frozen=True)
@@ -68,35 +66,31 @@ class Settings:
         engine: Name of a curvature engine.
         max_drift: Budget for D on the fit rows, nats per token, obeyed by the outcome.
         max_steps: Accepted steps at most.
-        drift_weight: mu at the start; doubled while drift stays above what the path allows, halved (to a quarter at
-            least) while 30% of the budget or more is unspent.
+        drift_weight: mu: P that is paid for a fall of S is worth this much of it at least.
         path_slack: How many times the budget D may be on the way; what is allowed shrinks to the budget itself over
             the first 70% of the steps. Held to the budget from the start, steps creep along its boundary.
         path_drift: D that the way may come to where that is more, up to `MOST_SLACK` times the budget: the way out and
             back is as long for a small budget as for a large one.
-        damping: Initial lambda as a fraction of the mean diagonal of F.
+        damping: lambda as a fraction of the mean diagonal of F.
         tries: Step lengths tried from one gradient before giving up.
         max_products: Products a solve may take.
-        near: A term of S counts as restored within this fraction of the base's value.
+        near: A term of S counts as restored once this fraction of its gap to the base's value is all that is left.
         least_decrease: A step that lowers J by less than this fraction of S at the start is the last one.
-        secants: Whether the engine's inverse is corrected by the changes of the gradient along the path (L-BFGS with
-            the damped engine as its first guess), which cost nothing.
         seed: Of sampled labels.
         low_memory: See `EngineInputs`.
     """
 
-    engine: str = "fisher"
+    engine: str = "ekfac"
     max_drift: float = 0.01
     max_steps: int = 10
-    drift_weight: float = 0.1
+    drift_weight: float = 0.05
     path_slack: float = 4.0
     path_drift: float = 0.04
-    damping: float = 1.0
+    damping: float = 0.1
     tries: int = 8
     max_products: int = 4
-    near: float = 0.05
+    near: float = 0.0005
     least_decrease: float = 0.0001
-    secants: bool = True
     seed: int = 0
     low_memory: bool = False
 
@@ -113,12 +107,13 @@ class Settings:
 
 @dataclass(frozen=True)
 class Step:
-    """One attempt, as the report shows it; `damping` is lambda."""
+    """One attempt, as the report shows it; `objective` is J, `damping` lambda, `curvature_scale` the s of `Model`."""
 
     step: int
     objective: float
     drift: float
     damping: float
+    curvature_scale: float
     accepted: bool
     predicted_decrease: float
     decrease: float
@@ -154,17 +149,31 @@ class Outcome:
 
 @dataclass
 class _State:
-    """What one attempt hands to the next; `exchange` is D / P where it was measured last, `radius` is one of D."""
+    """What one attempt hands to the next.
 
-    damping: float
-    radius: float
-    weight: float
+    Attributes:
+        goal: What S is to come to.
+        damping: lambda.
+        scale: `Model.scale`.
+        back: `Model.back`.
+        reach: Share of the gap to the goal that a step aims at.
+        exchange: D / P as measured last.
+        steps: All attempts so far.
+        cost: What they took.
+        diagonal: Kept for engines that need one.
+        pairs: Kept for `lbfgs`.
+    """
+
+    goal: float
+    damping: float = 0.0
+    scale: float = 1.0
+    back: float = 1.0
+    reach: float = 1.0
     exchange: float = 1.0
     steps: list[Step] = field(default_factory=list)
     cost: Cost = field(default_factory=Cost)
     diagonal: Diagonal | None = None
-    pairs: Pairs = field(default_factory=Pairs)
-    secants: Pairs = field(default_factory=lambda: deque(maxlen=MEMORY))
+    pairs: Pairs = field(default_factory=deque)
 
 
 def evaluate(problem: Problem, params: Params, cost: Cost) -> Point:
@@ -189,8 +198,8 @@ def _values(problem: Problem, params: Params, cost: Cost) -> tuple[tuple[float, 
 
 
 def is_restored(safety: Sequence[float], start: Sequence[float], losses: Sequence[Loss], near: float) -> bool:
-    """Tell whether each term of S is within `near` of the base's value, relative to it (to the start where it is 0)."""
-    return all(value <= target + near * (target or first)
+    """Tell whether no more than `near` of the gap between the start and the base's value is left in any term of S."""
+    return all(value <= target + near * max(0.0, first - target)
                for value, first, target in zip(safety, start, (loss.target or 0.0 for loss in losses), strict=True))
 
 
@@ -210,40 +219,41 @@ def minimise(problem: Problem, settings: Settings, *, progress: Progress = no_pr
     Raises:
         NumericalError: A loss or gradient is not finite at accepted parameters.
     """
-    state = _State(damping=0.0, radius=settings.slack * settings.max_drift, weight=settings.drift_weight)
+    state = _State(goal=sum(loss.target or 0.0 for loss in problem.safety))
     start = point = feasible = evaluate(problem, read_params(problem.live), state.cost)
     attribution, operator, why, end = Attribution({}, {}), None, "max_steps", start.params
+    blind = not all(t.any() for t in start.params.values())  # where B = 0, F knows nothing of A
     for number in range(1, settings.max_steps + 1):
         progress(stage, number - 1, settings.max_steps)
         if point is feasible and is_restored(point.safety, start.safety, problem.safety, settings.near):
             break
-        if operator is None or ENGINES[settings.engine].fresh:
+        if operator is None or ENGINES[settings.engine].fresh or (blind and number == 2):
             operator = None  # frees a kept graph before the next is made
-            operator = _operator(problem, settings, state)
-            state.damping = state.damping or _first_damping(operator, settings, point)
-        target, following = _search(problem, settings, state, operator, point, number)
+            operator = _operator(problem, settings, state, again=blind and number == 2)
+            state.damping = state.damping or _damping(operator, settings, point, sum(point.safety) - state.goal)
+        target, following = _search(problem, settings, state, operator, start, point, number)
         if target is None:
             why = "drift_budget_spent" if point.drift > 0.95 * settings.max_drift else "no_step_helps"
             break
-        end = target
         last = number == settings.max_steps or _passes_left(settings, state) == 1
         if following is None and last and state.steps[-1].drift > settings.max_drift:
+            end = target
             break  # it is pulled back at once: a gradient there would serve nothing
         following = following or evaluate(problem, target, state.cost)
-        _learn(state, settings, point, following)
+        settled = point.drift <= settings.max_drift  # else the step had drift to win back
         attribution = attribution.extended(point, following)
-        point = following
-        feasible = point if point.drift <= settings.max_drift else feasible
-        state.weight = _reweighted(state.weight, point.drift, settings, number)
+        point, end = following, following.params
+        if point.drift <= settings.max_drift and (feasible is start or sum(point.safety) <= sum(feasible.safety)):
+            feasible = point
         if not _passes_left(settings, state):
             break
-        if point is feasible and state.steps[-1].decrease < settings.least_decrease * sum(start.safety):
+        if settled and point is feasible and state.steps[-1].decrease < settings.least_decrease * sum(start.safety):
             why = "converged"
             break
     if end is not feasible.params:
-        why = "drift_budget_spent"
-        inside = _pull_back(problem, settings, state, feasible, end)
-        attribution, point = attribution.extended(point, inside), inside
+        best = _pulled_back(problem, settings, state, feasible, end)
+        why = why if best is feasible else "drift_budget_spent"
+        attribution, point = attribution.extended(point, best), best
     if is_restored(point.safety, start.safety, problem.safety, settings.near):
         why = "restored"
     write_params(problem.live, point.params)
@@ -251,42 +261,38 @@ def minimise(problem: Problem, settings: Settings, *, progress: Progress = no_pr
     return Outcome(point, start, tuple(state.steps), why, state.cost, attribution)
 
 
-def _reweighted(weight: float, drift: float, settings: Settings, number: int) -> float:
-    """The weight of P after a step: twice where drift is over what the next may have, half where it is unspent."""
-    if drift > settings.allowed(number + 1):
-        return 2.0 * weight
-    return max(0.5 * weight, LEAST_WEIGHT * settings.drift_weight) if drift < UNSPENT * settings.max_drift else weight
-
-
-def _operator(problem: Problem, settings: Settings, state: _State) -> CurvatureOperator:
-    """Make the engine's operator at the model's present parameters, counting its passes."""
+def _operator(problem: Problem, settings: Settings, state: _State, *, again: bool) -> CurvatureOperator:
+    """Make the engine's operator at the model's present parameters, counting its passes; `again`: as at the start."""
     engine = ENGINES[settings.engine]
     losses = (problem.kept_low,)
+    if again:
+        state.diagonal, state.damping, state.scale = None, 0.0, 1.0
     if engine.needs_diagonal and state.diagonal is None:
         state.diagonal = diagonal_fisher(problem.live, losses, seed=settings.seed)
-    if not state.steps:
+    if again or not state.steps:
         state.cost.gradient_passes += engine.score_passes
         state.cost.score_passes += engine.score_passes
     return engine.make(EngineInputs(problem.live, losses, settings.seed, settings.low_memory, settings.max_products,
                                     state.diagonal, state.pairs))
 
 
-def _first_damping(operator: CurvatureOperator, settings: Settings, point: Point) -> float:
-    """lambda_0: a multiple of the mean diagonal; with no curvature, what halves S by the linear model."""
+def _damping(operator: CurvatureOperator, settings: Settings, point: Point, gap: float) -> float:
+    """lambda: a fraction of the mean diagonal; with no curvature, as if a step to the goal spent what is allowed."""
     if operator.mean_diagonal > 0:
         return settings.damping * operator.mean_diagonal
+    slope = dot(point.safety_gradient, point.safety_gradient)
     # A saturated model has a gradient of exactly 0: no step helps, whatever its damping.
-    return 2 * dot(point.safety_gradient, point.safety_gradient) / max(sum(point.safety), 1e-12) or 1.0
+    return 2 * settings.allowed(1) * slope / max(gap, 1e-12)**2 or 1.0
 
 
 def _passes_left(settings: Settings, state: _State) -> int:
-    """Return how many gradient passes a run may still take: one a step, the first gradient, the scores."""
-    return settings.max_steps + 2 - state.cost.gradient_passes
+    """Return how many gradient passes a run may still take: one a step, the first gradient, the scores (or one)."""
+    return settings.max_steps + 1 + max(1, state.cost.score_passes) - state.cost.gradient_passes
 
 
-def _search(problem: Problem, settings: Settings, state: _State, operator: CurvatureOperator, point: Point,
-            number: int) -> tuple[Params | None, Point | None]:
-    """Try damped steps from one gradient until one is acceptable.
+def _search(problem: Problem, settings: Settings, state: _State, operator: CurvatureOperator, start: Point,
+            point: Point, number: int) -> tuple[Params | None, Point | None]:
+    """Try steps from one pair of gradients until one is acceptable.
 
     After a step that was accepted at once the next one most likely is, too, so its gradient is taken with its values:
     that saves a forward pass, and costs a backward pass where it is rejected after all.
@@ -294,34 +300,56 @@ def _search(problem: Problem, settings: Settings, state: _State, operator: Curva
     Returns:
         Parameters of the step, None where none is acceptable; and the gradients there where they were taken.
     """
-    for attempt in range(settings.tries):
-        slope_of_j = axpy(state.weight, point.penalty_gradient, point.safety_gradient)
-        before = sum(point.safety) + state.weight * point.penalty
-        solution = _solve(operator, slope_of_j, state)
-        state.cost.curvature_products += solution.products
-        delta, bend = scale(-1.0, solution.x), dot(solution.x, solution.image)
-        length = step_length(metric=bend + state.damping * dot(delta, delta), bend=bend,
-                             slope=dot(point.penalty_gradient, delta), drift=point.penalty,
-                             radius=state.radius / state.exchange, budget=settings.allowed(number) / state.exchange)
-        delta, bend = scale(length, delta), length * length * bend
-        predicted = -(dot(slope_of_j, delta) + 0.5 * bend)
+    safer, held = (operator.solve(v, state.damping) for v in (point.safety_gradient, point.penalty_gradient))
+    state.cost.curvature_products += safer.products + held.products
+    products = {"pp": dot(point.penalty_gradient, held.x), "sp": dot(point.safety_gradient, held.x),
+                "ss": dot(point.safety_gradient, safer.x)}
+    here, allowed, mu = sum(point.safety), settings.allowed(number), settings.drift_weight
+    # Without a slope of S a step within what is allowed could only follow the rounding of P.
+    for attempt in range(settings.tries if products["ss"] > 0 or point.drift > allowed else 0):
+        if point.penalty > 0:  # P is never below 0, so neither is the least that the model sees
+            state.scale = max(state.scale, products["pp"] / (2 * point.penalty))
+        model = Model(**products, scale=state.scale, back=state.back)
+        nu = min(1 / mu, safety_weight(model, gap=state.reach * max(0.0, here - state.goal),
+                                       room=allowed / state.exchange - point.penalty))
+        delta = scale(-1 / model.scale, axpy(nu, safer.x, scale(model.back, held.x)))
         at_once = sum(step.step == number - 1 for step in state.steps) == 1
         hopeful = attempt == 0 and at_once and _passes_left(settings, state) > 1
-        safety, drift, penalty, there = _tried(problem, axpy(1.0, delta, point.params), state.cost,
-                                               with_gradient=hopeful)
-        after = sum(safety) + state.weight * penalty
-        if 0 < drift < math.inf and 0 < penalty < math.inf:
-            state.exchange = drift / penalty
-        accepted = math.isfinite(after) and after < before and drift <= max(settings.allowed(number), point.drift)
-        state.steps.append(Step(number, after, drift, state.damping, accepted, predicted, before - after,
-                                solution.relative_residual))
-        _adapt(state, accepted=accepted, ratio=(before - after) / predicted if predicted > 0 else 0.0)
+        target = axpy(1.0, delta, point.params)
+        safety, drift, penalty, there = _tried(problem, target, state.cost, with_gradient=hopeful)
+        after, rise = sum(safety), penalty - point.penalty
+        decrease = here - after - mu * rise
+        predicted = -model.safety_change(nu) - mu * model.penalty_change(nu)
+        accepted = _acceptable(start, point, after, drift, allowed) if point.drift > allowed else (
+            decrease > 0 and drift <= allowed)
+        state.steps.append(Step(number, after + mu * penalty, drift, state.damping, model.scale, accepted, predicted,
+                                decrease, safer.relative_residual))
+        _learn(state, model.measured_scale(nu, rise), accepted=accepted, lowered=after < here,
+               won_back=drift < point.drift)
         if accepted:
-            return axpy(1.0, delta, point.params), there
-        # More damping alone never brings drift back that the path no longer allows; more weight on it does.
-        state.weight *= 4.0 if point.drift > settings.allowed(number) else 1.0
+            state.exchange = drift / penalty if drift > 0 and penalty > 0 else state.exchange
+            return target, there
     write_params(problem.live, point.params)
     return None, None
+
+
+def _acceptable(start: Point, point: Point, safety: float, drift: float, allowed: float) -> bool:
+    """Tell whether a step wins drift back and keeps most of S, or is within what is allowed again and lowers S."""
+    here = sum(point.safety)
+    most = here + GIVEN_BACK * max(0.0, sum(start.safety) - here)
+    return drift < point.drift and safety <= most or drift <= allowed and safety < here
+
+
+def _learn(state: _State, measured: float, *, accepted: bool, lowered: bool, won_back: bool) -> None:
+    """Follow how much P was measured to bend; after a rejection do less: of what S rose by, and go less far."""
+    least = 1 / FASTEST if accepted else 1.0 if won_back and not lowered else 2.0
+    state.scale *= min(FASTEST, max(least, measured / state.scale))
+    if accepted:
+        state.reach, state.back = min(1.0, 2 * state.reach), min(1.0, 2 * state.back)
+    elif won_back and not lowered:
+        state.back *= 0.25
+    elif not lowered:
+        state.reach *= 0.5
 
 
 def _tried(problem: Problem, params: Params, cost: Cost, *,
@@ -337,48 +365,15 @@ def _tried(problem: Problem, params: Params, cost: Cost, *,
     return there.safety, there.drift, there.penalty, there
 
 
-def _solve(operator: CurvatureOperator, v: Params, state: _State) -> Solution:
-    """(F + lambda I)^-1 v, corrected by the secant pairs (s, y + lambda s) of the path where there are any."""
-    if not state.secants:
-        return operator.solve(v, state.damping)
-    inner: list[Solution] = []
-
-    def first(q: Params) -> Params:
-        inner.append(operator.solve(q, state.damping))
-        return inner[-1].x
-
-    x = two_loop(v, [(s, axpy(state.damping, s, y)) for s, y in state.secants], first)
-    image = {name: v[name] - state.damping * x[name] for name in v}
-    return Solution(x, image, inner[0].relative_residual, inner[0].products, "secants")
-
-
-def _learn(state: _State, settings: Settings, here: Point, there: Point) -> None:
-    """Keep the pair (step, change of grad J) where J curves upward along it."""
-    if not settings.secants:
-        return
-    step = axpy(-1.0, here.params, there.params)
-    change = axpy(state.weight, axpy(-1.0, here.penalty_gradient, there.penalty_gradient),
-                  axpy(-1.0, here.safety_gradient, there.safety_gradient))
-    if dot(step, change) > 0:
-        state.secants.append((step, change))
-
-
-def _pull_back(problem: Problem, settings: Settings, state: _State, inside: Point, outside: Params) -> Point:
-    """Return the point on the segment between two that is nearest to `outside` and within the budget."""
+def _pulled_back(problem: Problem, settings: Settings, state: _State, inside: Point, outside: Params) -> Point:
+    """Return the last point within the budget on the way from `inside` to `outside` where S is less, or `inside`."""
     way = axpy(-1.0, inside.params, outside)
-    low, high = 0.0, 1.0
+    low, high, safety = 0.0, 1.0, math.inf
     for _ in range(8):
         middle = (low + high) / 2
-        _, drift, _ = _values(problem, axpy(middle, way, inside.params), state.cost)
-        low, high = (middle, high) if drift <= settings.max_drift else (low, middle)
-    return evaluate(problem, axpy(low, way, inside.params), state.cost)
-
-
-def _adapt(state: _State, *, accepted: bool, ratio: float) -> None:
-    """Levenberg-Marquardt: more damping and a smaller region where the model was wrong, less where it was right."""
-    if not accepted or ratio < 0.25:
-        state.damping *= 4.0
-        state.radius *= 0.25 if not accepted else 1.0
-    elif ratio > 0.75:
-        state.damping /= 3.0
-        state.radius *= 2.0
+        values_there, drift, _ = _values(problem, axpy(middle, way, inside.params), state.cost)
+        if drift <= settings.max_drift:
+            low, safety = middle, sum(values_there)
+        else:
+            high = middle
+    return evaluate(problem, axpy(low, way, inside.params), state.cost) if safety < sum(inside.safety) else inside

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -22,9 +24,10 @@ from saferestore.core.losses import (
     kl_divergence,
     log_probabilities,
 )
+from saferestore.core.restoration import trust_region
 from saferestore.core.restoration.attribution import Attribution, Point
-from saferestore.core.restoration.step import step_length
 from saferestore.core.restoration.trust_region import (
+    GIVEN_BACK,
     Outcome,
     Problem,
     Settings,
@@ -79,15 +82,29 @@ def test_the_outcome_holds_the_models_parameters_and_their_measured_values(ran: 
     assert outcome.point.drift == pytest.approx(drift, rel=1e-6)
 
 
+def _keeps_the_rules(settings: Settings, outcome: Outcome) -> bool:
+    """Every accepted step lowers S within what is allowed or, from beyond it, wins drift back and keeps most of S."""
+    drift, start, good = outcome.start.drift, sum(outcome.start.safety), []
+    for step in (step for step in outcome.steps if step.accepted):
+        allowed, before = settings.allowed(step.step), step.objective + step.decrease
+        lost = -step.decrease <= GIVEN_BACK * (start - before) + 1e-12
+        good.append(step.drift < drift and lost if drift > allowed else step.decrease > 0 and step.drift <= allowed)
+        drift = step.drift
+    return all(good) and bool(good)
+
+
 def test_accepted_steps_lower_the_objective_within_what_the_path_allows(ran: tuple[Problem, Settings, Outcome]):
     _, settings, outcome = ran
-    drift = outcome.start.drift
-    accepted = [step for step in outcome.steps if step.accepted]
-    assert accepted
-    for step in accepted:
-        assert step.decrease > 0
-        assert step.drift <= max(settings.allowed(step.step), drift)
-        drift = step.drift
+    assert _keeps_the_rules(settings, outcome)
+
+
+@pytest.mark.parametrize("budget", [1e-4, 1e-3, 0.02])
+def test_from_beyond_what_is_allowed_drift_is_won_back_and_most_of_s_kept(budget: float):
+    settings = Settings(max_drift=budget, max_steps=12)
+    outcome = minimise(_problem(), settings)
+    assert _keeps_the_rules(settings, outcome)
+    drifts = [step.drift for step in outcome.steps if step.accepted]
+    assert max(drifts) > budget >= outcome.point.drift  # the way did leave the budget
 
 
 def test_the_outcome_stays_within_the_budget(ran: tuple[Problem, Settings, Outcome]):
@@ -117,36 +134,47 @@ def test_safety_improves_and_some_drift_is_paid_for_it(ran: tuple[Problem, Setti
     assert 0 < outcome.point.drift <= settings.max_drift and abs(outcome.start.drift) < 1e-12
 
 
-def test_cost_counts_every_pass(ran: tuple[Problem, Settings, Outcome]):
-    _, settings, outcome = ran
-    accepted = sum(step.accepted for step in outcome.steps)
-    scores = engines.ENGINES[settings.engine].score_passes
-    # values of every attempt are taken once: by forwards alone, or with the gradient where the step before was
-    # accepted at once; halvings of a pull-back are forwards alone
-    tries = Counter(step.step for step in outcome.steps)
-    hopeful = [step for i, step in enumerate(outcome.steps) if tries[step.step - 1] == 1
-               and (i == 0 or outcome.steps[i - 1].step != step.step)]
-    wasted = sum(not step.accepted for step in hopeful)
-    assert outcome.cost.score_passes == scores
-    assert outcome.cost.forward_passes - (len(outcome.steps) - len(hopeful)) in (0, 8)
-    assert outcome.cost.gradient_passes in (1 + accepted + scores + wasted, 2 + accepted + scores + wasted)
-    assert outcome.cost.gradient_passes <= settings.max_steps + 2
-    assert (outcome.cost.curvature_products > 0) == (settings.engine in ("cg", "lbfgs"))
-    assert outcome.cost.curvature_products <= len(outcome.steps) * settings.max_products
+@pytest.mark.parametrize("engine", ENGINES)
+def test_cost_counts_every_pass(monkeypatch: pytest.MonkeyPatch, engine: str):
+    calls: Counter[str] = Counter()
+
+    def counting(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
+            calls[name] += 1
+            return function(*arguments, **named)
+        return call
+
+    for name in ("gradient_beside", "values"):
+        monkeypatch.setattr(trust_region, name, counting(name, getattr(trust_region, name)))
+    settings = Settings(engine=engine, max_drift=0.05, max_steps=4, max_products=4)
+    outcome = minimise(_problem(), settings)
+    cost, tries = outcome.cost, Counter(step.step for step in outcome.steps)
+    assert cost.score_passes == engines.ENGINES[engine].score_passes
+    assert cost.gradient_passes == calls["gradient_beside"] + cost.score_passes
+    assert cost.forward_passes == calls["values"] > 0
+    assert calls["values"] < len(outcome.steps) + 8  # some values came with their gradient; 8 halvings at most
+    assert cost.gradient_passes <= settings.max_steps + 1 + max(1, cost.score_passes)
+    assert (cost.curvature_products > 0) == (engine in ("cg", "lbfgs"))
+    assert cost.curvature_products <= 2 * len(tries) * settings.max_products
 
 
 @pytest.mark.parametrize(("budget", "max_steps"), [(1e-4, 10), (1e-3, 1), (1e-2, 3), (0.3, 3)])
-def test_gradient_passes_never_exceed_the_steps_allowed_and_two(budget: float, max_steps: int):
-    outcome = minimise(_problem(), Settings(max_drift=budget, max_steps=max_steps))
-    assert outcome.cost.gradient_passes <= max_steps + 2
+@pytest.mark.parametrize("engine", ["ekfac", "identity"])
+def test_gradient_passes_never_exceed_the_steps_allowed_the_first_and_the_scores(budget: float, max_steps: int,
+                                                                                 engine: str):
+    outcome = minimise(_problem(), Settings(engine=engine, max_drift=budget, max_steps=max_steps))
+    assert outcome.cost.gradient_passes <= max_steps + (3 if engine == "ekfac" else 2)
     assert outcome.point.drift <= budget
 
 
-def test_a_rejected_attempt_raises_the_damping(ran: tuple[Problem, Settings, Outcome]):
+def test_the_scale_of_the_model_follows_the_measurements(ran: tuple[Problem, Settings, Outcome]):
     *_, outcome = ran
     for before, after in zip(outcome.steps, outcome.steps[1:], strict=False):
+        assert after.damping == before.damping
+        change = after.curvature_scale / before.curvature_scale
         if not before.accepted:
-            assert after.damping > before.damping
+            assert change >= 2 * (1 - 1e-12)  # a step less far
+        assert change >= (1 - 1e-12) / 8
 
 
 def test_engines_by_products_report_their_residual(ran: tuple[Problem, Settings, Outcome]):
@@ -198,15 +226,15 @@ def test_it_stops_when_every_term_is_near_the_bases_value():
     start = sum(minimise(_problem(), Settings(max_steps=1)).start.safety)
     outcome = minimise(_problem(target=0.95 * start), Settings(max_drift=1.0, max_steps=30))
     assert outcome.stopped_because == "restored"
-    assert outcome.point.safety[0] <= 0.95 * start * 1.05
+    assert outcome.point.safety[0] <= (0.95 + 0.005 * 0.05) * start
     assert len([step for step in outcome.steps if step.accepted]) < 30
 
 
 def test_restored_by_the_last_step_allowed_is_restored():
     start = sum(minimise(_problem(), Settings(max_steps=1)).start.safety)
-    free = minimise(_problem(target=0.9 * start), Settings(max_drift=1.0, max_steps=30))
+    free = minimise(_problem(target=0.9 * start), Settings(max_drift=100.0, max_steps=30))
     needed = sum(step.accepted for step in free.steps)
-    outcome = minimise(_problem(target=0.9 * start), Settings(max_drift=1.0, max_steps=needed))
+    outcome = minimise(_problem(target=0.9 * start), Settings(max_drift=100.0, max_steps=needed))
     assert (free.stopped_because, outcome.stopped_because) == ("restored", "restored")
 
 
@@ -288,7 +316,7 @@ def _change(settings: Settings) -> float:
 
 
 def test_a_gradient_that_is_not_finite_at_a_hopeful_attempt_rejects_it_and_counts_as_a_pass():
-    settings = Settings(engine="fisher", max_drift=10.0, max_steps=3, damping=100.0, secants=False)
+    settings = Settings(engine="fisher", max_drift=10.0, max_steps=3, damping=100.0)
     between = (_change(replace(settings, max_steps=1)) + _change(replace(settings, max_steps=2))) / 2
     problem = _problem()
     plain = problem.safety[0]
@@ -355,34 +383,27 @@ def test_progress_is_told_and_ends_at_its_total():
     assert seen[0][1] == 0 and seen[-1][1] == seen[-1][2]
 
 
-def test_terms_are_restored_within_a_fraction_of_the_bases_value_or_of_the_start_where_that_is_zero():
+def test_terms_are_restored_when_next_to_nothing_of_the_gap_to_the_bases_value_is_left():
     losses = [cross_entropy("a", SAFE, target=2.0), cross_entropy("b", SAFE, target=0.0)]
     start = (9.0, 4.0)
-    assert is_restored((2.1, 0.2), start, losses, 0.05)
-    assert not is_restored((2.11, 0.2), start, losses, 0.05)
-    assert not is_restored((2.1, 0.21), start, losses, 0.05)
+    assert is_restored((2.7, 0.4), start, losses, 0.1)
+    assert not is_restored((2.71, 0.4), start, losses, 0.1)
+    assert not is_restored((2.7, 0.41), start, losses, 0.1)
+    assert is_restored((2.0, 0.0), (1.0, 0.0), losses, 0.1) and not is_restored((2.1, 0.0), (1.0, 0.0), losses, 0.1)
 
 
-def test_the_step_length_is_the_longest_that_a_scan_finds():
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(300):
-        bend, extra, radius, drift, budget, slope = torch.rand(6, generator=generator, dtype=torch.float64).tolist()
-        slope, metric, drift = 2 * slope - 1, bend + extra, 0.9 * drift * budget
-        found = step_length(metric=metric, bend=bend, slope=slope, drift=drift, radius=0.3 * radius, budget=budget)
-        grid = torch.linspace(0, 1, 20001, dtype=torch.float64)
-        inside = 0.5 * grid**2 * metric <= 0.3 * radius
-        predicted = drift + grid * slope + 0.5 * grid**2 * bend
-        allowed = (inside & (predicted <= budget)).int().cumprod(0).bool()
-        assert found == pytest.approx(float(grid[allowed].max()), abs=1e-4)
-
-
-@pytest.mark.parametrize(("arguments", "wanted"), [
-    ((0.0, 0.0, 0.0, 0.0, 1.0, 1.0), 1.0),  # no curvature and no slope: the whole step
-    ((0.0, 0.0, 2.0, 0.0, 1.0, 1.0), 0.5),  # a slope alone
-    ((8.0, 0.0, 0.0, 0.0, 1.0, 1.0), 0.5),  # the trust region alone
-    ((8.0, 8.0, 0.0, 2.0, 1.0, 1.0), 0.5),  # over the budget already: only the region bounds
-    ((1.0, 1.0, -9.0, 0.5, 9.0, 1.0), 1.0),  # a step that lowers the drift
-])
-def test_step_lengths_at_the_edges(arguments: tuple[float, ...], wanted: float):
-    names = ("metric", "bend", "slope", "drift", "radius", "budget")
-    assert step_length(**dict(zip(names, arguments, strict=True))) == pytest.approx(wanted)
+def test_a_fresh_adapter_is_scored_again_once_its_second_factor_is_no_longer_zero():
+    """With B = 0 the outputs do not depend on A to first order, so the scores by A are 0."""
+    problem = _problem()
+    write_params(problem.live, {name: t * (".lora_A." in name) for name, t in read_params(problem.live).items()})
+    reference = log_probabilities(problem.live.model, RETAIN)
+    problem = replace(problem, drift=kl_divergence("D", RETAIN, reference.__getitem__))
+    start, settings = read_params(problem.live), Settings(engine="fisher", max_drift=1e3, max_steps=4)
+    first = minimise(problem, replace(settings, max_steps=1)).point.params
+    dampings = [settings.damping * fisher(problem.live, [problem.drift], seed=0).mean_diagonal
+                for params in (start, first) if write_params(problem.live, params) is None]
+    write_params(problem.live, start)
+    outcome = minimise(problem, settings)
+    assert outcome.cost.score_passes == 2 and outcome.cost.gradient_passes <= 7
+    assert [step.damping for step in outcome.steps if step.accepted][:2] == pytest.approx(dampings, rel=1e-6)
+    assert dampings[1] > 1.01 * dampings[0]

@@ -82,7 +82,7 @@ def _steps(path: Path, budget: float) -> list[Step]:
 
 def _step(number: int, objective: float, drift: float, *, taken: bool) -> Step:
     """Return a row of the report's path; such methods have no damping and predict nothing."""
-    return Step(number, objective, drift, math.nan, taken, math.nan, math.nan, None)
+    return Step(number, objective, drift, math.nan, math.nan, taken, math.nan, math.nan, None)
 
 
 def _drift(inputs: Inputs, params: Params) -> float:
