@@ -115,7 +115,7 @@ def made_up() -> list[Row]:
             **{key: [3, 10] for key in ("prefill", "framed", "few_shot", "rounded_harm", "rounded_task")},
             "relearn_4": 6 + seed, "relearn_16": None}
         rows += [{**TUNED, "seed": seed, **robust}, row("base", 1, 2.0, pair=pair, budget=None, **robust),
-                 row("anchor-fisher", 2, 0.004 + 0.001 * seed, pair=pair, passes=6, **robust),
+                 row("anchor-ekfac", 2, 0.004 + 0.001 * seed, pair=pair, passes=6, **robust),
                  row("anchor-identity", 20, 0.005, pair=pair), row("refusal-sft", 2, 0.009, pair=pair, passes=24)]
     return [*rows, {**dict(zip(("family", "attack", "kind", "seed"), PAIR, strict=True)), "method": "resta",
                     "error": "no unaligned model"}]

@@ -27,6 +27,7 @@ from frontier_robustness import Cell, attacked, base_params, few_shot, framed, r
 from saferestore.core.checkpoint.pair import open_pair
 from saferestore.core.checkpoint.session import open_session, read_params, write_params
 from saferestore.core.config import PUBLISHED, RestoreConfig, no_progress
+from saferestore.core.curvature.engines import ENGINES
 from saferestore.core.data.readers import read_records
 from saferestore.core.data.selection import sample, select
 from saferestore.core.errors import SaferestoreError
@@ -47,19 +48,19 @@ BUDGETS = (0.001, 0.003, 0.01, 0.03)
 BUDGET = 0.01
 PASSES = (3, 6, 12, 24)
 FIT_ROWS, HELD_OUT = 48, 96
-OURS = ("anchor-fisher", "anchor-identity", "anchor-ekfac", "anchor-diagonal", "anchor-cg", "anchor-lbfgs")
+OURS = ("anchor-ekfac", "anchor-identity", "anchor-fisher", "anchor-diagonal", "anchor-cg", "anchor-lbfgs")
 RIVALS = ("refusal-sft", "refusal-sft-no-replay", "dpo", "scale")
 CORE = (*OURS, *RIVALS)
 """Run on every pair, for the question whether curvature pays and against the rivals that come near."""
 
-LONG = ("anchor-fisher", "refusal-sft")
+LONG = ("anchor-ekfac", "refusal-sft")
 """Methods that are given fewer and more passes, too, to find what the target costs them."""
 
-ROBUST = ("base", "tuned", "anchor-fisher", "refusal-sft")
+ROBUST = ("base", "tuned", "anchor-ekfac", "refusal-sft")
 """What is attacked, trained on harmful rows again and rounded to 4 bits, on mixed pairs of seed 0."""
 
 RELEARN_ROWS = (4, 16)
-QUICK = ("anchor-fisher", "anchor-identity", "refusal-sft", "scale", "antidote", "npo")
+QUICK = ("anchor-ekfac", "anchor-identity", "refusal-sft", "scale", "antidote", "npo")
 UPDATE_ROWS = 8
 """Rows of a batch: methods that train take an update for each, so that a pass holds many."""
 Row = dict[str, Any]
@@ -106,10 +107,15 @@ def ours(cell: Cell, name: str) -> Iterator[tuple[float, int, int, Params, str]]
     for budget, passes in runs:
         write_params(cell.prepared.problem.live, cell.start)
         settings = dataclasses.replace(solver_settings(cell.config), engine=engine, max_drift=budget,
-                                       max_steps=passes - 2)
+                                       max_steps=steps_of(engine, passes, fresh=cell.pair.kind == "full"))
         outcome = minimise(cell.prepared.problem, settings)
         spent = outcome.cost.gradient_passes + outcome.cost.curvature_products
         yield budget, spent, spent, outcome.point.params, f"{len(outcome.steps)} steps"
+
+
+def steps_of(engine: str, passes: int, *, fresh: bool) -> int:
+    """Return the steps that so many gradient passes allow: the first gradient and the scores are passes, too."""
+    return max(1, passes - 1 - max(1, ENGINES[engine].score_passes * (1 + fresh)))  # a fresh adapter is scored twice
 
 
 def edits(cell: Cell, name: str) -> Iterator[tuple[float, int, int, Params, str]]:

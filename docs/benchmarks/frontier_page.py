@@ -35,8 +35,8 @@ from matplotlib import pyplot
 from saferestore.core.config import RestoreConfig
 from saferestore.core.evaluation.intervals import wilson
 
-DRAWN = {"anchor-fisher": "#b2182b", "anchor-identity": "#ef8a62",
-         "anchor-diagonal": "#f4a6c1", "anchor-ekfac": "#762a83", "refusal-sft": "#2166ac",
+DRAWN = {"anchor-ekfac": "#b2182b", "anchor-identity": "#ef8a62",
+         "anchor-diagonal": "#f4a6c1", "anchor-fisher-before": "#762a83", "refusal-sft": "#2166ac",
          "refusal-sft-no-replay": "#67a9cf", "dpo": "#1b7837", "scale": "#555555"}
 OURS = f"anchor-{RestoreConfig('-', '-').engine}"
 NULL = "anchor-identity"
@@ -44,8 +44,12 @@ USUAL = (12, 3, 6, 24)
 """Passes of a method's runs at one budget, in their order."""
 
 CHOSEN_ON = frozenset({("llama", "mixed", "adapter", 0), ("llama", "pure", "full", 0), ("gpt2", "pure", "full", 0),
-                       ("qwen2", "mixed", "full", 0), ("gpt2", "mixed", "adapter", 0), ("llama", "mixed", "full", 0)})
-"""Pairs by which the softened drift, its temperature, the damping and the drift allowed on the way were chosen."""
+                       ("qwen2", "mixed", "full", 0), ("gpt2", "mixed", "adapter", 0), ("llama", "mixed", "full", 0),
+                       ("llama", "pure", "adapter", 2), ("gpt2", "mixed", "adapter", 1),
+                       ("qwen2", "mixed", "adapter", 1), ("llama", "mixed", "adapter", 2), ("llama", "pure", "full", 1),
+                       ("gpt2", "pure", "full", 1), ("qwen2", "mixed", "full", 1), ("qwen2", "mixed", "full", 2)})
+"""Pairs by which the softened drift, its temperature, the step, the engine, damping, mu and the drift allowed on the
+way were chosen."""
 
 ASKED = 54
 """Pairs of the whole benchmark: three families, three attacks, two kinds, three seeds."""

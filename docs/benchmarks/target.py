@@ -32,7 +32,7 @@ from saferestore.core.restoration.methods.train import trained
 from saferestore.core.restoration.trust_region import minimise
 
 HERE = Path(__file__).parent
-OURS, RIVAL = "anchor-fisher", "refusal-sft"
+OURS, RIVAL = "anchor-ekfac", "refusal-sft"
 STEPS = (6, 8, 10, 14)
 BEGINNINGS = (12, 24, 36, 48, 60)
 BUDGETS, RIVAL_BUDGETS = (0.01, 0.015), (0.015,)
