@@ -16,6 +16,7 @@ from .checkpoint.reference import locate, parse_reference
 from .checkpoint.session import Session, open_session, write_params
 from .checkpoint.writer import reload_error, write_adapter
 from .config import PUBLISHED, CompareConfig, EvalConfig, ProbeConfig, Progress, RestoreConfig, no_progress
+from .curvature.engines import passes_at_most
 from .data.chat import chat_format
 from .data.selection import Selection, select
 from .errors import NumericalError
@@ -155,8 +156,8 @@ def _moved(config: RestoreConfig, pair: CheckpointPair, unaligned: Path | None, 
 def method_inputs(config: RestoreConfig, pair: CheckpointPair, unaligned: Path | None, prepared: Prepared,
                   progress: Progress = no_progress) -> Inputs:
     """Return what a published method is given: the budgets are those of our own steps."""
-    return Inputs(prepared.problem, prepared.safety, pair, unaligned, config.max_drift, config.max_steps + 2,
-                  config.seed, progress)
+    passes = passes_at_most(config.engine, config.max_steps, fresh=pair.kind == "full")
+    return Inputs(prepared.problem, prepared.safety, pair, unaligned, config.max_drift, passes, config.seed, progress)
 
 
 def find_unaligned(config: RestoreConfig, progress: Progress = no_progress) -> Path | None:

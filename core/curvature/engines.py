@@ -11,7 +11,7 @@ from .cg import ConjugateGradients
 from .diagonal import Diagonal, diagonal_fisher
 from .fisher import fisher
 from .ggn import GaussNewton
-from .kfac import ekfac
+from .kfac import LEADING, ekfac
 from .lbfgs import LBFGS, Pairs
 from .operator import CurvatureOperator, Identity
 
@@ -24,7 +24,7 @@ class EngineInputs:
         live: The model at the parameters where curvature is wanted.
         losses: The losses whose Gauss-Newton matrix is F.
         seed: Of sampled labels.
-        low_memory: Keep no graph between products, and R on disk.
+        low_memory: Keep no graph between products, R on disk, and fewer eigenvectors of long sides.
         max_products: Products a solve may take, for engines that work by products.
         diagonal: A diagonal estimate made earlier in the run, for preconditioning.
         pairs: L-BFGS pairs of earlier points.
@@ -77,8 +77,20 @@ def _lbfgs(inputs: EngineInputs) -> LBFGS:
 ENGINES: dict[str, Engine] = {
     "fisher": Engine(lambda i: fisher(i.live, i.losses, seed=i.seed, on_disk=i.low_memory), 1, False, False),
     "diagonal": Engine(lambda i: diagonal_fisher(i.live, i.losses, seed=i.seed), 1, False, False),
-    "ekfac": Engine(lambda i: ekfac(i.live, i.losses, seed=i.seed), 2, False, False),
+    "ekfac": Engine(lambda i: ekfac(i.live, i.losses, seed=i.seed, leading=LEADING // 4 if i.low_memory else LEADING),
+                    2, False, False),
     "cg": Engine(_cg, 1, True, True),
     "lbfgs": Engine(_lbfgs, 1, True, True),
     "identity": Engine(lambda _: Identity(), 0, False, False),
 }
+
+
+def passes_at_most(engine: str, steps: int, *, fresh: bool) -> int:
+    """Return the gradient passes of a restoration: the first gradient, the scores (or one), and one a step.
+
+    Args:
+        engine: Name of a row of `ENGINES`.
+        steps: Accepted steps at most.
+        fresh: Whether the adapter begins at B = 0, and is scored again after the first step.
+    """
+    return steps + 1 + max(1, ENGINES[engine].score_passes * (2 if fresh else 1))

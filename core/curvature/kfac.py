@@ -5,12 +5,16 @@ its block of F (Martens and Grosse 2015); EK-FAC keeps the eigenbasis of that pr
 the mean squared scores in that basis, the best diagonal there (George et al. 2018). Blocks of different parameters are
 taken as independent, which loses the coupling of A with B and across layers. Source of its use for influence: Grosse
 et al. 2023. The factors are made once and serve every later step and damping.
+
+A factor over the thousands of inputs or outputs of a large map neither fits nor needs to: of a side longer than `WHOLE`
+only the leading eigenvectors are kept, from a Nystrom sketch (Tropp et al. 2017), and all directions outside them share
+one eigenvalue for each direction of the other side: the mean of their squared scores.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -18,7 +22,7 @@ from torch import Tensor
 
 from ..checkpoint.session import LiveModel
 from ..losses import Loss
-from ..params import Params, each, size
+from ..params import Params
 from .fisher import sampled_score, score_rows, token_gradients
 from .operator import Solution
 
@@ -26,50 +30,98 @@ Factors = dict[str, tuple[Tensor, Tensor]]
 """Parameter name -> a symmetric matrix over its outputs [out, out] and one over its inputs [in, in], float64."""
 
 
+WHOLE = 1024
+"""The longest side that keeps all of its eigenvectors."""
+
+LEADING = 512
+"""Eigenvectors that a longer side keeps."""
+
+OVERSAMPLED = 32
+"""Columns that its sketch has beyond these."""
+
+
 @dataclass(frozen=True)
 class EigenKronecker:
     """F with a block a parameter, diagonal in a Kronecker basis.
 
     Attributes:
-        bases: Orthogonal matrices of outputs and inputs, columns are basis vectors, in the parameter's type.
-        values: Eigenvalues [out, in], not negative.
+        bases: Bases of outputs and inputs, columns are orthonormal vectors, in the parameter's type; square but for the
+            longer side of a large map.
+        values: Eigenvalues [basis vectors of outputs, of inputs], not negative.
         mean_diagonal: trace(F) / d.
+        rest: Parameters whose longer side is not square: the eigenvalue of all that is outside its basis, one a basis
+            vector of the other side.
     """
 
     bases: Factors
     values: Params
     mean_diagonal: float
+    rest: Params = field(default_factory=dict)
 
-    def _into(self, v: Params) -> Params:
-        return {name: out.T @ v[name] @ inner for name, (out, inner) in self.bases.items()}
+    def _mapped(self, v: Params, f: Callable[[Tensor], Tensor]) -> Params:
+        """Return Q f(values) Q'v."""
+        return {name: self._block(name, part, f) for name, part in v.items()}
 
-    def _back(self, v: Params) -> Params:
-        return {name: out @ v[name] @ inner.T for name, (out, inner) in self.bases.items()}
+    def _block(self, name: str, v: Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
+        out, inner = self.bases[name]
+        seen = out.T @ v @ inner
+        found = out @ (f(self.values[name]) * seen) @ inner.T
+        if name not in self.rest:
+            return found
+        unseen, eigenvalues = v - out @ seen @ inner.T, f(self.rest[name])
+        if out.shape[0] == out.shape[1]:
+            return found + out @ (eigenvalues[:, None] * (out.T @ unseen))
+        return found + ((unseen @ inner) * eigenvalues) @ inner.T
 
     def matvec(self, v: Params) -> Params:
         """Return F v."""
-        return self._back(each(torch.mul, self.values, self._into(v)))
+        return self._mapped(v, lambda values: values)
 
     def solve(self, v: Params, damping: float) -> Solution:
         """Return (F + damping I)^-1 v."""
-        x = self._back(each(lambda values, part: part / (values + damping), self.values, self._into(v)))
+        x = self._mapped(v, lambda values: 1 / (values + damping))
         return Solution(x, self.matvec(x), None, 0, "exact")
 
 
-def kronecker_factors(live: LiveModel, losses: Sequence[Loss], *, seed: int) -> Factors:
+def columns(shape: Sequence[int], *, whole: int = WHOLE, leading: int = LEADING) -> tuple[int, int]:
+    """Return how many columns the factors of a parameter [out, in] have: all, or a sketch's for its longer side."""
+    long = max(range(2), key=lambda side: shape[side])
+    sketched = shape[long] > max(whole, leading + OVERSAMPLED)
+    out, inner = (leading + OVERSAMPLED if sketched and side == long else shape[side] for side in range(2))
+    return out, inner
+
+
+def factor_bytes(shapes: Iterable[Sequence[int]]) -> int:
+    """Return what the factors of parameters of these shapes take while they are summed, float64."""
+    return sum(8 * side * count for shape in shapes for side, count in zip(shape, columns(shape), strict=True))
+
+
+def _directions(size: int, count: int) -> Tensor:
+    """The Gaussian directions [size, count] of a sketch, the same on every device, float64."""
+    return torch.randn(size, count, generator=torch.Generator().manual_seed(size), dtype=torch.float64)
+
+
+def kronecker_factors(live: LiveModel, losses: Sequence[Loss], *, seed: int, whole: int = WHOLE,
+                      leading: int = LEADING) -> Factors:
     """Return sums over tokens of g g' and x x' for every parameter; g is the gradient of a sampled label's score.
 
     Tokens that no answer depends on (padding, and prompts where nothing looks back) have g = 0 and are left out of
-    both sums.
+    both sums. Of a long side its product with Gaussian directions is returned, [n, leading + `OVERSAMPLED`].
 
     Args:
         live: The model at its present parameters.
         losses: The losses whose Gauss-Newton matrix is F.
         seed: Of the sampled labels, the same as in `score_rows`.
+        whole: Longest side that is summed as a whole.
+        leading: Eigenvectors that a longer side is to keep.
     """
     generator = torch.Generator().manual_seed(seed)
-    sums = {name: tuple(torch.zeros(n, n, dtype=torch.float64, device=leaf.device) for n in leaf.shape)
+    counts = {name: columns(leaf.shape, whole=whole, leading=leading) for name, leaf in live.leaves.items()}
+    sums = {name: tuple(torch.zeros(n, count, dtype=torch.float64, device=leaf.device)
+                        for n, count in zip(leaf.shape, counts[name], strict=True))
             for name, leaf in live.leaves.items()}
+    sketched = {t.shape: t.device for pair in sums.values() for t in pair if t.shape[0] != t.shape[1]}
+    directions = {shape: _directions(*shape).to(device) for shape, device in sketched.items()}
     for loss in losses:
         score = partial(sampled_score, generator=generator, weight=loss.token_weight ** 0.5,
                         temperature=loss.temperature)
@@ -77,28 +129,65 @@ def kronecker_factors(live: LiveModel, losses: Sequence[Loss], *, seed: int) -> 
             for name, inputs, grad in token_gradients(live, batch, score):
                 g, x = grad.flatten(0, 1).double(), inputs.flatten(0, 1).double()
                 used = (g != 0).any(dim=1)
-                sums[name][0].addmm_(g[used].T, g[used])
-                sums[name][1].addmm_(x[used].T, x[used])
+                for total, rows in zip(sums[name], (g[used], x[used]), strict=True):
+                    seen = directions.get(total.shape)
+                    total.addmm_(rows.T, rows if seen is None else rows @ seen.to(rows.device))
     return {name: (out, inner) for name, (out, inner) in sums.items()}
 
 
-def ekfac(live: LiveModel, losses: Sequence[Loss], *, seed: int) -> EigenKronecker:
+def basis(factor: Tensor, leading: int = LEADING) -> Tensor:
+    """Return eigenvectors in columns, float64: all of a square factor, the leading ones of a sketched one."""
+    size, count = factor.shape
+    if size == count:
+        return torch.linalg.eigh(factor).eigenvectors
+    directions = _directions(size, count).to(factor.device)
+    shift = torch.finfo(factor.dtype).eps * float(factor.norm()) * size**0.5
+    moved = factor + shift * directions
+    # C is about Y (O'Y)^-1 Y' with Y = C O; the shift keeps the small matrix positive.
+    triangle = torch.linalg.cholesky((directions.T @ moved + moved.T @ directions) / 2)
+    root = torch.linalg.solve_triangular(triangle, moved.T, upper=False).T
+    return torch.linalg.svd(root, full_matrices=False).U[:, :leading]
+
+
+def ekfac(live: LiveModel, losses: Sequence[Loss], *, seed: int, whole: int = WHOLE,
+          leading: int = LEADING) -> EigenKronecker:
     """Estimate the Fisher matrix of a sum of losses by two backward passes over their rows.
 
     Args:
         live: The model at its present parameters.
         losses: Whose Gauss-Newton matrix is estimated.
         seed: Of the sampled labels.
+        whole: Longest side that keeps all of its eigenvectors.
+        leading: Eigenvectors that a longer side keeps.
 
     Returns:
         The operator; it does not follow the parameters when they move.
     """
-    bases = {name: tuple(torch.linalg.eigh(factor).eigenvectors.to(live.leaves[name]) for factor in pair)
-             for name, pair in kronecker_factors(live, losses, seed=seed).items()}
-    values = {name: torch.zeros_like(leaf.detach()) for name, leaf in live.leaves.items()}
+    factors = kronecker_factors(live, losses, seed=seed, whole=whole, leading=leading)
+    bases: Factors = {}
+    for name in list(factors):  # a factor is freed as soon as it has its basis
+        out, inner = (basis(factor, leading).to(live.leaves[name]) for factor in factors.pop(name))
+        bases[name] = (out, inner)
+    values = {name: leaf.new_zeros(out.shape[1], inner.shape[1]) for (name, leaf), (out, inner) in
+              ((item, bases[item[0]]) for item in live.leaves.items())}
+    rest = {name: leaf.new_zeros(min(leaf.shape)) for name, leaf in live.leaves.items()
+            if values[name].shape != leaf.shape}
     for _, scores in score_rows(live, losses, seed=seed):
         for name, block in scores.items():
             out, inner = bases[name]
-            values[name] += (out.T @ block.to(out) @ inner).square().sum(0)
+            squares = (out.T @ block.to(out) @ inner).square()
+            values[name] += squares.sum(0)
+            if name in rest:
+                rest[name] += _outside(block.to(out), out, inner, squares)
+    rest = {name: total.clamp(min=0) / (max(live.leaves[name].shape) - leading)
+            for name, total in rest.items()}
     trace = sum(float(t.double().sum()) for t in values.values())
-    return EigenKronecker({n: (out, inner) for n, (out, inner) in bases.items()}, values, trace / size(values))
+    trace += sum(float(t.double().sum()) * (max(live.leaves[name].shape) - leading) for name, t in rest.items())
+    return EigenKronecker(bases, values, trace / sum(leaf.numel() for leaf in live.leaves.values()), rest)
+
+
+def _outside(scores: Tensor, out: Tensor, inner: Tensor, squares: Tensor) -> Tensor:
+    """Return the squared scores [rows, out, in] outside the shorter basis, by basis vectors of the other side."""
+    if out.shape[0] == out.shape[1]:
+        return (out.T @ scores).square().sum((0, 2)) - squares.sum((0, 2))
+    return (scores @ inner).square().sum((0, 1)) - squares.sum((0, 1))

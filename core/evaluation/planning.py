@@ -10,6 +10,8 @@ from ..checkpoint.loading import load_tokenizer, read_model_config
 from ..checkpoint.pair import CheckpointPair
 from ..checkpoint.safetensors_files import TensorInfo, read_headers
 from ..config import RestoreConfig
+from ..curvature.engines import passes_at_most
+from ..curvature.kfac import factor_bytes
 from ..data.chat import chat_format
 from ..data.selection import Selection
 
@@ -43,7 +45,8 @@ def estimate(pair: CheckpointPair, rows: Selection, config: RestoreConfig, *, de
     weights = sum(math.prod(info.shape) for info in headers.values())
     adapter = sum(pair.rank * sum(_weight(headers, name).shape) for name in pair.target_modules)
     vocabulary = read_model_config(folder).get_text_config().vocab_size
-    passes = config.max_steps + 2
+    shapes = [(pair.rank, side) for name in pair.target_modules for side in _weight(headers, name).shape]
+    passes = passes_at_most(config.engine, config.max_steps, fresh=pair.kind == "full")
     return {
         "base": pair.base_facts.ref, "tuned": pair.tuned_facts.ref, "kind": pair.kind,
         "objective": config.objective, "engine": config.engine, "adapted_modules": len(pair.target_modules),
@@ -54,6 +57,7 @@ def estimate(pair: CheckpointPair, rows: Selection, config: RestoreConfig, *, de
         "bytes": {"weights_on_disk": pair.base_facts.bytes + pair.tuned_facts.bytes,
                   "adapter_vectors": 8 * adapter * 4,
                   "fisher_rows": len(rows.retain) * adapter * 4 if config.engine == "fisher" else 0,
+                  "kronecker_factors": factor_bytes(shapes) if config.engine == "ekfac" else 0,
                   "log_probabilities_at_most": answers["retain"] * vocabulary * 4},
         "seconds_about": round(passes * tokens * weights * FLOPS_PER_PARAMETER_TOKEN / MEASURED_FLOPS[device], 1),
         "warnings": [f"{code}: {message}" for code, message in (*pair.warnings, *rows.warnings)],

@@ -7,7 +7,7 @@ one derivative of each row's loss along u. F is the Fisher matrix of the trainin
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -62,11 +62,6 @@ class Query:
     damping: float | None
     relative_residual: float | None = None
     products: int = 0
-
-
-def factor_bytes(params: Mapping[str, Tensor]) -> int:
-    """Return what the Kronecker factors of `ekfac` take while they are summed, float64."""
-    return sum(8 * side * side for t in params.values() for side in t.shape)
 
 
 def _by_engine(inputs: QueryInputs, *, engine: str) -> Query:

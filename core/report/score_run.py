@@ -13,6 +13,7 @@ import torch
 from ..checkpoint.pair import CheckpointPair, open_pair
 from ..checkpoint.session import LiveModel, Session, open_session
 from ..config import AUTO_WAY, Progress, RestoreConfig, ScoreConfig, no_progress, score_of
+from ..curvature.kfac import factor_bytes
 from ..data.readers import read_records
 from ..data.selection import FoundRows, Selection, select
 from ..errors import UsageError
@@ -20,7 +21,6 @@ from ..evaluation.preparation import REFUSAL_TOKENS, Prepared
 from ..evaluation.scoring import prepare_score, score_examiner, score_modules, score_rows
 from ..evaluation.systems import Examiner
 from ..evaluation.training_rows import TrainingRows, training_rows
-from ..influence.queries import factor_bytes
 from .clock import Clock
 from .journal import Journal, journal_folder
 from .score import rank, row_summary, row_warnings, score_document, score_lines
@@ -136,7 +136,7 @@ def way_with_room(live: LiveModel, way: str, free_bytes: int | None = None) -> s
     Raises:
         UsageError: `ekfac` was asked for and does not fit.
     """
-    needed = factor_bytes(live.leaves) if way in (AUTO_WAY, "ekfac") else 0
+    needed = factor_bytes(leaf.shape for leaf in live.leaves.values()) if way in (AUTO_WAY, "ekfac") else 0
     free = _free_bytes(live.device) if free_bytes is None else free_bytes
     too_large = free is not None and needed > free
     if way == AUTO_WAY:

@@ -6,8 +6,9 @@ from functools import cache
 
 import pytest
 import torch
+from saferestore.core.curvature import kfac
 from saferestore.core.curvature.fisher import score_rows
-from saferestore.core.curvature.kfac import EigenKronecker, ekfac, kronecker_factors
+from saferestore.core.curvature.kfac import EigenKronecker, basis, columns, ekfac, kronecker_factors
 from saferestore.core.losses import cross_entropy
 from torch import Tensor
 
@@ -99,3 +100,74 @@ def test_its_factors_are_sums_over_tokens_of_outer_products_of_inputs_and_score_
 
 def test_the_mean_diagonal_is_the_trace_a_parameter():
     assert _made().mean_diagonal == pytest.approx(float(_dense(_made()).diagonal().mean()), rel=1e-12)
+
+
+SHORT, LEADING = 6, 3
+"""Sides longer than 6 keep 3 eigenvectors: every map of the tiny models has such a side, its rank is shorter."""
+
+
+@pytest.fixture
+def sketched(monkeypatch: pytest.MonkeyPatch) -> EigenKronecker:
+    monkeypatch.setattr(kfac, "OVERSAMPLED", 2)
+    losses = [cross_entropy("ce", ragged_batches(4))]
+    return ekfac(live_model(), losses, seed=SEED, whole=SHORT, leading=LEADING)
+
+
+def _dense_sketched(operator: EigenKronecker) -> Tensor:
+    """F [d, d] with a projector on what is outside the shorter basis."""
+    blocks = []
+    for name, (out, inner) in operator.bases.items():
+        pair = torch.kron(out, inner)
+        block = pair @ torch.diag(operator.values[name].reshape(-1)) @ pair.T
+        if name in operator.rest:
+            rest = torch.diag(operator.rest[name])
+            if out.shape[0] == out.shape[1]:
+                block += torch.kron(out @ rest @ out.T, torch.eye(len(inner)).double() - inner @ inner.T)
+            else:
+                block += torch.kron(torch.eye(len(out)).double() - out @ out.T, inner @ rest @ inner.T)
+        blocks.append(block)
+    return torch.block_diag(*blocks)
+
+
+def test_products_and_solves_with_a_shortened_side_are_those_of_the_dense_matrix(sketched: EigenKronecker):
+    assert {out.shape[0] == out.shape[1] for out, _ in sketched.bases.values()} == {True, False}
+    assert set(sketched.rest) == set(sketched.bases)
+    matrix, v = _dense_sketched(sketched), vector_like(live_model().leaves, seed=1)
+    assert dense.relative_error(dense.flat(sketched.matvec(v)), matrix @ dense.flat(v)) < 1e-12
+    for damping in (1e-4, 1e-2, 1.0):
+        solution, wanted = sketched.solve(v, damping), dense.damped_solve(matrix, damping, dense.flat(v))
+        assert dense.relative_error(dense.flat(solution.x), wanted) < 1e-10
+        assert dense.relative_error(dense.flat(solution.image), matrix @ wanted) < 1e-10
+    assert sketched.mean_diagonal == pytest.approx(float(matrix.diagonal().mean()), rel=1e-12)
+
+
+def test_a_shortened_side_keeps_the_trace_by_every_direction_of_the_other_side(sketched: EigenKronecker):
+    fisher, matrix, at = _sampled_fisher(), _dense_sketched(sketched), 0
+    for out, inner in sketched.bases.values():
+        count = out.shape[0] * inner.shape[0]
+        block, own = (m[at:at + count, at:at + count].reshape(out.shape[0], inner.shape[0], *[out.shape[0],
+                                                              inner.shape[0]]) for m in (fisher, matrix))
+        if out.shape[0] == out.shape[1]:
+            found, wanted = (torch.einsum("ka,kilj,lb,ij->ab", out, m, out, torch.eye(len(inner)).double())
+                             for m in (own, block))
+        else:
+            found, wanted = (torch.einsum("ka,ikjl,lb,ij->ab", inner, m, inner, torch.eye(len(out)).double())
+                             for m in (own, block))
+        torch.testing.assert_close(found.diagonal(), wanted.diagonal())
+        at += count
+
+
+def test_a_sketch_finds_the_leading_eigenvectors_of_a_decaying_matrix():
+    generator = torch.Generator().manual_seed(0)
+    vectors = torch.linalg.qr(torch.randn(60, 60, generator=generator, dtype=torch.float64))[0]
+    matrix = vectors @ torch.diag(0.3 ** torch.arange(60).double()) @ vectors.T
+    found = basis(matrix @ kfac._directions(60, 12), leading=4)
+    assert float((found.T @ found - torch.eye(4).double()).abs().max()) < 1e-12
+    assert float((vectors[:, :4].T @ found).det().abs()) == pytest.approx(1, abs=1e-6)  # one and the same subspace
+
+
+def test_only_the_longer_side_of_a_large_map_is_shortened():
+    kept = kfac.LEADING + kfac.OVERSAMPLED
+    assert columns((16, 14336)) == (16, kept) and columns((14336, 16)) == (kept, 16)
+    assert columns((16, 1024)) == (16, 1024) and columns((2048, 4096)) == (2048, kept)
+    assert columns((16, 300), whole=100, leading=290) == (16, 300)  # the sketch would be no shorter

@@ -59,6 +59,20 @@ def test_only_the_fisher_engine_keeps_a_gradient_a_row(pair: CheckpointPair, eng
     assert plan["engine"] == engine and plan["bytes"]["fisher_rows"] == rows * plan["adapter_parameters"] * 4
 
 
+@pytest.mark.parametrize(("engine", "passes"), [("ekfac", 3), ("fisher", 2), ("cg", 2), ("identity", 2)])
+def test_passes_and_kronecker_factors_are_those_of_the_engine(pair: CheckpointPair, saved: tuple[Path, Path],
+                                                              engine: str, passes: int) -> None:
+    config = replace(CONFIG, engine=engine)
+    plan = estimate(pair, ROWS, config, device="cpu")
+    assert plan["gradient_passes_at_most"] == config.max_steps + passes
+    full = estimate(open_pair(str(saved[0]), str(saved[0]), rank=16, read_weights=False), ROWS, config, device="cpu")
+    scored_again = {"ekfac": 2, "fisher": 1, "cg": 1, "identity": 0}[engine]  # by a fresh adapter
+    assert full["gradient_passes_at_most"] == config.max_steps + passes + scored_again
+    live = open_tiny(*saved)[1].adapter()
+    squares = sum(8 * side * side for leaf in live.leaves.values() for side in leaf.shape)
+    assert plan["bytes"]["kronecker_factors"] == (squares if engine == "ekfac" else 0)
+
+
 def test_a_full_checkpoint_counts_its_own_weights_and_a_fresh_adapter(saved: tuple[Path, Path]) -> None:
     plan = estimate(open_pair(str(saved[0]), str(saved[0]), rank=16, read_weights=False), ROWS, CONFIG, device="cpu")
     live = open_tiny(saved[0], saved[0])[1].adapter()
@@ -78,7 +92,7 @@ def test_no_weights_are_read(pair: CheckpointPair, monkeypatch: pytest.MonkeyPat
 
     for module in (loading, session):
         monkeypatch.setattr(module, "load_model", fail)
-    assert estimate(pair, ROWS, CONFIG, device="cpu")["gradient_passes_at_most"] == 5
+    assert estimate(pair, ROWS, CONFIG, device="cpu")["gradient_passes_at_most"] == 6
 
 
 def test_an_absent_chat_template_is_found_before_any_work(saved: tuple[Path, Path], pair: CheckpointPair,
