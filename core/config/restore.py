@@ -29,7 +29,7 @@ class RestoreConfig(CommonConfig):
         objective: Names of safety objectives joined by `+`.
         engine: How (F + lambda I)^-1 v is computed.
         max_drift: Budget for KL(tuned || restored) on retain rows, nats per answer token.
-        max_steps: Outer steps at most; gradient passes at most are these, one, and those that score rows, for every method.
+        max_steps: Outer steps at most; every method may take as many gradient passes as they and the scores need.
         method: `curvature`, a pair of objective and engine such as `anchor-cg`, or a published method.
         strength: Value of a published method's knob; None: as far as the drift budget allows.
         unaligned: Reference of the model that the base was before it was aligned, for methods that need it.
