@@ -32,6 +32,9 @@ MOST_SLACK = 40.0
 FASTEST = 8.0
 """The scale of the quadratic model changes by this factor an attempt at most: one measurement may be an accident."""
 
+ROUNDING = 1e-5
+"""Of S: a fall of J by less may be one of rounding, and is none."""
+
 GIVEN_BACK = 0.1
 """Of the fall of S so far: what a step that wins drift back may lose of it."""
 
@@ -311,7 +314,7 @@ def _search(problem: Problem, settings: Settings, state: _State, operator: Curva
             state.scale = max(state.scale, products["pp"] / (2 * point.penalty))
         model = Model(**products, scale=state.scale, back=state.back)
         nu = min(1 / mu, safety_weight(model, gap=state.reach * max(0.0, here - state.goal),
-                                       room=allowed / state.exchange - point.penalty))
+                                       room=allowed / state.exchange - max(0.0, point.penalty)))
         delta = scale(-1 / model.scale, axpy(nu, safer.x, scale(model.back, held.x)))
         at_once = sum(step.step == number - 1 for step in state.steps) == 1
         hopeful = attempt == 0 and at_once and _passes_left(settings, state) > 1
@@ -321,7 +324,7 @@ def _search(problem: Problem, settings: Settings, state: _State, operator: Curva
         decrease = here - after - mu * rise
         predicted = -model.safety_change(nu) - mu * model.penalty_change(nu)
         accepted = _acceptable(start, point, after, drift, allowed) if point.drift > allowed else (
-            decrease > 0 and drift <= allowed)
+            decrease > ROUNDING * here and drift <= allowed)
         state.steps.append(Step(number, after + mu * penalty, drift, state.damping, model.scale, accepted, predicted,
                                 decrease, safer.relative_residual))
         _learn(state, model.measured_scale(nu, rise), accepted=accepted, lowered=after < here,

@@ -40,8 +40,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 PRODUCTS = 20
-DEFAULT_ENGINE = "fisher"
-RESTORATION = f"restoration by `{DEFAULT_ENGINE}`, 3 steps"
+ENGINE = "fisher"
+RESTORATION = f"restoration by `{ENGINE}`, 3 steps"
 
 
 @dataclass(frozen=True)
@@ -209,7 +209,7 @@ def restoration(low_memory: bool) -> Callable[[Bench], None]:
         kept = log_probabilities(b.live.model, b.batches, on_disk=low_memory)
         drift = kl_divergence("D", b.batches, kept.__getitem__)
         anchor = cross_entropy("anchor", b.batches[: len(b.batches) // 2], target=0.0)
-        minimise(Problem(b.live, (anchor,), drift), Settings(DEFAULT_ENGINE, max_steps=3, low_memory=low_memory))
+        minimise(Problem(b.live, (anchor,), drift), Settings(ENGINE, max_steps=3, low_memory=low_memory))
     return run
 
 
@@ -291,7 +291,7 @@ def page(facts: list[str], times: list[dict], memory: list[dict], rounds: int) -
     lines += ["", "## Memory", "", "Peak over what was resident before, median and range of several processes (the "
               "allocator takes more or less at a time); an engine is made and solves once.", "",
               "| what | MiB | range | ratio to the training step | target |", "| --- | --- | --- | --- | --- |"]
-    bound = (f"`{DEFAULT_ENGINE}`, low memory", f"{RESTORATION}, low memory")
+    bound = (f"`{ENGINE}`, low memory", f"{RESTORATION}, low memory")
     lines += [f"| {r['what']} | {r['bytes'] / 2**20:.0f} | {r['low'] / 2**20:.0f}-{r['high'] / 2**20:.0f} | "
               f"{r['bytes'] / step:.2f} | "
               f"{verdict(r['bytes'] / step, 1.5 if r['what'] in bound else None)} |" for r in memory]

@@ -22,8 +22,8 @@ from talk import open_tiny, save_pair, selection
 
 FACTS = CheckpointFacts(ref="org/model", weights_sha256={"model.safetensors": HASH}, tokenizer_sha256=HASH,
                         chat_template_sha256=None, vocab_size=10, model_type="llama", bytes=7)
-STEP = Step(step=1, objective=0.5, drift=0.001, damping=2.0, accepted=True, predicted_decrease=0.2, decrease=0.1,
-            relative_residual=0.01)
+STEP = Step(step=1, objective=0.5, drift=0.001, damping=2.0, curvature_scale=3.0, accepted=True, predicted_decrease=0.2,
+            decrease=0.1, relative_residual=0.01)
 NOWHERE = Distances(None, None)
 
 
@@ -107,7 +107,8 @@ def test_modules_keep_their_order() -> None:
 
 def test_a_step_is_shown_with_lambda() -> None:
     assert assemble.steps([STEP]) == [{"step": 1, "objective": 0.5, "drift": 0.001, "lambda": 2.0, "accepted": True,
-                                       "predicted_decrease": 0.2, "decrease": 0.1, "relative_residual": 0.01}]
+                                       "curvature_scale": 3.0, "predicted_decrease": 0.2, "decrease": 0.1,
+                                       "relative_residual": 0.01}]
 
 
 def test_values_of_a_step_that_are_not_finite_are_null_with_a_reason() -> None:
