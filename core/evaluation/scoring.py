@@ -25,7 +25,7 @@ from ..influence.rows import Derivative, choose_derivative, row_sums
 from ..losses import Loss, cross_entropy, gradient, row_losses, total
 from ..params import axpy, is_finite, norm, size
 from ..restoration.modules import changes, module_of
-from ..restoration.trust_region import Problem, Settings
+from ..restoration.trust_region import Problem
 from .preparation import Prepared, prepare
 from .systems import Examiner
 from .training_rows import TrainingRows, evenly
@@ -118,7 +118,7 @@ def score_modules(problem: Problem, config: ScoreConfig) -> ScoredModules:
     owned: dict[str, list[str]] = {}
     for name in live.leaves:
         owned.setdefault(module_of(name), []).append(name)
-    damping = Settings().damping * operator.mean_diagonal
+    damping = operator.mean_diagonal
     if not damping > 0 or norm(g) == 0:
         raise UsageError("no curvature or no safety gradient - nothing to attribute",
                          hint="give other rows with --harmful or --task")
