@@ -1,1 +1,1 @@
-"""The step, its trust region and the controls."""
+"""The step, the path that it takes within a drift budget, and the controls."""

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from frontier import BUDGET, FIT_ROWS, OURS, done_of, given, open_cell, read_results
+from frontier import BUDGET, FIT_ROWS, OURS, done_of, given, open_cell, read_results, steps_of
 from frontier_measures import pair_of
 from frontier_pairs import Pair, all_pairs, make_pair
 from frontier_robustness import Cell
@@ -77,8 +77,9 @@ def once(cell: Cell, name: str) -> Json:
 
 
 def _outcome(cell: Cell, name: str) -> Outcome:
-    settings = dataclasses.replace(solver_settings(cell.config), engine=name.removeprefix("anchor-"), max_drift=BUDGET,
-                                   max_steps=PASSES - 2)
+    engine = name.removeprefix("anchor-")
+    steps = steps_of(engine, PASSES, fresh=cell.pair.kind == "full")
+    settings = dataclasses.replace(solver_settings(cell.config), engine=engine, max_drift=BUDGET, max_steps=steps)
     return minimise(cell.prepared.problem, settings)
 
 
