@@ -141,12 +141,12 @@ def basis(factor: Tensor, leading: int = LEADING) -> Tensor:
     if size == count:
         return torch.linalg.eigh(factor).eigenvectors
     directions = _directions(size, count).to(factor.device)
-    shift = torch.finfo(factor.dtype).eps * float(factor.norm()) * size**0.5
-    moved = factor + shift * directions
-    # C is about Y (O'Y)^-1 Y' with Y = C O; the shift keeps the small matrix positive.
-    triangle = torch.linalg.cholesky((directions.T @ moved + moved.T @ directions) / 2)
-    root = torch.linalg.solve_triangular(triangle, moved.T, upper=False).T
-    return torch.linalg.svd(root, full_matrices=False).U[:, :leading]
+    # C is about Y (O'Y)^+ Y' with Y = C O. What rounding leaves of O'Y is no part of it: Y may be of low rank, or 0.
+    values, vectors = torch.linalg.eigh((directions.T @ factor + factor.T @ directions) / 2)
+    sound = values > size * torch.finfo(factor.dtype).eps * values.max().clamp(min=0)
+    root = factor @ (vectors[:, sound] / values[sound].sqrt())
+    found = torch.linalg.svd(root, full_matrices=False).U if bool(sound.any()) else root
+    return torch.linalg.qr(torch.cat([found, directions], dim=1)).Q[:, :leading]
 
 
 def ekfac(live: LiveModel, losses: Sequence[Loss], *, seed: int, whole: int = WHOLE,

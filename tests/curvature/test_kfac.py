@@ -6,6 +6,7 @@ from functools import cache
 
 import pytest
 import torch
+from saferestore.core.checkpoint.session import read_params, write_params
 from saferestore.core.curvature import kfac
 from saferestore.core.curvature.fisher import score_rows
 from saferestore.core.curvature.kfac import EigenKronecker, basis, columns, ekfac, kronecker_factors
@@ -164,6 +165,26 @@ def test_a_sketch_finds_the_leading_eigenvectors_of_a_decaying_matrix():
     found = basis(matrix @ kfac._directions(60, 12), leading=4)
     assert float((found.T @ found - torch.eye(4).double()).abs().max()) < 1e-12
     assert float((vectors[:, :4].T @ found).det().abs()) == pytest.approx(1, abs=1e-6)  # one and the same subspace
+
+
+@pytest.mark.parametrize("rank", [0, 2, 5])
+def test_a_sketch_of_a_matrix_of_low_rank_or_of_none_has_an_orthonormal_basis_that_holds_it(rank: int):
+    factors = torch.randn(60, rank, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    matrix = factors @ factors.T
+    found = basis(matrix @ kfac._directions(60, 12), leading=8)
+    assert found.shape == (60, 8) and float((found.T @ found - torch.eye(8).double()).abs().max()) < 1e-12
+    assert float((matrix - found @ (found.T @ matrix)).abs().max()) < 1e-8
+
+
+def test_a_fresh_adapter_whose_first_factor_has_no_scores_is_sketched_too(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(kfac, "OVERSAMPLED", 2)
+    live = live_model()
+    write_params(live, {name: t * (".lora_A." in name) for name, t in read_params(live).items()})
+    operator = ekfac(live, [cross_entropy("ce", ragged_batches(4))], seed=SEED, whole=SHORT, leading=LEADING)
+    v = vector_like(live.leaves, seed=1)
+    matrix = _dense_sketched(operator)
+    assert dense.relative_error(dense.flat(operator.matvec(v)), matrix @ dense.flat(v)) < 1e-12
+    assert operator.mean_diagonal > 0
 
 
 def test_only_the_longer_side_of_a_large_map_is_shortened():
