@@ -77,6 +77,8 @@ class Settings:
         damping: lambda as a fraction of the mean diagonal of F.
         tries: Step lengths tried from one gradient before giving up.
         max_products: Products a solve may take.
+        aim: Steps aim at this share of the base's value of S, and stop there: those that aim at the value itself slow
+            down before it, and leave unseen prompts answered with the budget all but unspent.
         near: A term of S counts as restored once this fraction of its gap to the base's value is all that is left.
         least_decrease: A step that lowers J by less than this fraction of S at the start is the last one.
         seed: Of sampled labels.
@@ -86,12 +88,13 @@ class Settings:
     engine: str = "ekfac"
     max_drift: float = 0.01
     max_steps: int = 10
-    drift_weight: float = 0.05
+    drift_weight: float = 0.1
     path_slack: float = 4.0
     path_drift: float = 0.04
     damping: float = 0.1
     tries: int = 8
     max_products: int = 4
+    aim: float = 0.5
     near: float = 0.0005
     least_decrease: float = 0.0001
     seed: int = 0
@@ -200,15 +203,28 @@ def _values(problem: Problem, params: Params, cost: Cost) -> tuple[tuple[float, 
     return tuple(loss.value(problem.live.model) for loss in problem.safety), drift, penalty
 
 
-def is_restored(safety: Sequence[float], start: Sequence[float], losses: Sequence[Loss], near: float) -> bool:
-    """Tell whether no more than `near` of the gap between the start and the base's value is left in any term of S."""
+def is_restored(safety: Sequence[float], start: Sequence[float], losses: Sequence[Loss], near: float, *,
+                aim: float = 1.0) -> bool:
+    """Return whether no more than `near` of the gap between the start and the base's value is left in any term of S.
+
+    Args:
+        safety: Terms of S, nats per token.
+        start: The same at the start.
+        losses: What they are terms of, each with the base's value.
+        near: Fraction of the gap.
+        aim: Share of the base's value that takes its place.
+
+    Returns:
+        True where all terms are so near, or were lower from the start.
+    """
+    targets = (aim * (loss.target or 0.0) for loss in losses)
     return all(value <= target + near * max(0.0, first - target)
-               for value, first, target in zip(safety, start, (loss.target or 0.0 for loss in losses), strict=True))
+               for value, first, target in zip(safety, start, targets, strict=True))
 
 
 def minimise(problem: Problem, settings: Settings, *, progress: Progress = no_progress,
              stage: str = "restoring") -> Outcome:
-    """Run steps until S is restored, J has converged, the budget is spent, no step helps, or `max_steps`.
+    """Run steps until S is where they aim, J has converged, the budget is spent, no step helps, or `max_steps`.
 
     Args:
         problem: The losses and the model, at the parameters to start from.
@@ -222,13 +238,14 @@ def minimise(problem: Problem, settings: Settings, *, progress: Progress = no_pr
     Raises:
         NumericalError: A loss or gradient is not finite at accepted parameters.
     """
-    state = _State(goal=sum(loss.target or 0.0 for loss in problem.safety))
+    state = _State(goal=settings.aim * sum(loss.target or 0.0 for loss in problem.safety))
     start = point = feasible = evaluate(problem, read_params(problem.live), state.cost)
     attribution, operator, why, end = Attribution({}, {}), None, "max_steps", start.params
     blind = not all(t.any() for t in start.params.values())  # where B = 0, F knows nothing of A
     for number in range(1, settings.max_steps + 1):
         progress(stage, number - 1, settings.max_steps)
-        if point is feasible and is_restored(point.safety, start.safety, problem.safety, settings.near):
+        aim = settings.aim if number > 1 else 1.0  # what is restored already is left alone
+        if point is feasible and is_restored(point.safety, start.safety, problem.safety, settings.near, aim=aim):
             break
         if operator is None or ENGINES[settings.engine].fresh or (blind and number == 2):
             operator = None  # frees a kept graph before the next is made

@@ -230,6 +230,21 @@ def test_it_stops_when_every_term_is_near_the_bases_value():
     assert len([step for step in outcome.steps if step.accepted]) < 30
 
 
+def test_steps_go_on_to_their_share_of_the_bases_value():
+    start = sum(minimise(_problem(), Settings(max_steps=1)).start.safety)
+    problem = lambda: _problem(target=0.9 * start)  # noqa: E731
+    there, half = (minimise(problem(), Settings(max_drift=100.0, max_steps=30, aim=aim)) for aim in (1.0, 0.5))
+    assert there.stopped_because == half.stopped_because == "restored"
+    assert 0.45 * start < there.point.safety[0] <= (0.9 + 0.0005 * 0.1) * start
+    assert half.point.safety[0] <= (0.45 + 0.0005 * 0.55) * start
+
+
+def test_what_is_at_the_bases_value_already_is_left_alone_whatever_the_aim():
+    start = sum(minimise(_problem(), Settings(max_steps=1)).start.safety)
+    outcome = minimise(_problem(target=start), Settings(max_drift=100.0, aim=0.1))
+    assert (outcome.stopped_because, outcome.steps) == ("restored", ())
+
+
 def test_restored_by_the_last_step_allowed_is_restored():
     start = sum(minimise(_problem(), Settings(max_steps=1)).start.safety)
     free = minimise(_problem(target=0.9 * start), Settings(max_drift=100.0, max_steps=30))
@@ -390,6 +405,8 @@ def test_terms_are_restored_when_next_to_nothing_of_the_gap_to_the_bases_value_i
     assert not is_restored((2.71, 0.4), start, losses, 0.1)
     assert not is_restored((2.7, 0.41), start, losses, 0.1)
     assert is_restored((2.0, 0.0), (1.0, 0.0), losses, 0.1) and not is_restored((2.1, 0.0), (1.0, 0.0), losses, 0.1)
+    assert is_restored((1.8, 0.4), start, losses, 0.1, aim=0.5)
+    assert not is_restored((1.81, 0.4), start, losses, 0.1, aim=0.5)
 
 
 def test_a_fresh_adapter_is_scored_again_once_its_second_factor_is_no_longer_zero():
