@@ -56,7 +56,7 @@ CORE = (*OURS, *RIVALS)
 LONG = ("anchor-ekfac", "refusal-sft")
 """Methods that are given fewer and more passes, too, to find what the target costs them."""
 
-ROBUST = ("base", "tuned", "anchor-ekfac", "refusal-sft")
+ROBUST = ("base", "tuned", "anchor-ekfac", "anchor-identity", "refusal-sft")
 """What is attacked, trained on harmful rows again and rounded to 4 bits, on mixed pairs of seed 0."""
 
 RELEARN_ROWS = (4, 16)
