@@ -1,6 +1,7 @@
 """Measure what curvature costs: time against one gradient pass over the same tokens, memory against a training step.
 
     python docs/benchmarks/cost.py --model sample_data/base --adapter sample_data/tuned --write
+    python docs/benchmarks/cost.py --shape wide --rows 16 --only ekfac LoRA --write  (cost-wide.md)
 
 Times: every case is run once a round between two gradient passes and divided by their mean; the table gives the
 median and the range of these ratios over the rounds. Memory: every case runs in a fresh process; its figure is the peak
@@ -32,6 +33,7 @@ from saferestore.core.curvature.engines import ENGINES, EngineInputs
 from saferestore.core.curvature.fisher import fisher, score_rows
 from saferestore.core.curvature.ggn import GaussNewton
 from saferestore.core.curvature.hessian import WAYS, Hessian
+from saferestore.core.curvature.kfac import ekfac
 from saferestore.core.data.batches import Batch, Row, make_batches
 from saferestore.core.losses import Loss, answer_logits, cross_entropy, gradient, kl_divergence, log_probabilities
 from saferestore.core.params import Params, gaussian
@@ -40,7 +42,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 PRODUCTS = 20
-ENGINE = "fisher"
+ENGINE = Settings().engine
 RESTORATION = f"restoration by `{ENGINE}`, 3 steps"
 
 
@@ -54,13 +56,20 @@ class Bench:
     v: Params
 
 
-def load(model: str | None, adapter: str | None) -> nn.Module:
-    """The base with its adapter, or a random Llama of about 1 M parameters with a random one."""
+SHAPES = {"small": (1024, 128, 384, 4, 4, 2), "wide": (32000, 896, 4864, 4, 14, 2)}
+"""Random Llamas: vocabulary, hidden and inner width, layers, heads, heads of keys. `wide` has layers of the shape of a
+model of half a billion parameters, but four of them: sides of 4864 are longer than an EK-FAC engine keeps whole."""
+
+
+def load(model: str | None, adapter: str | None, shape: str) -> nn.Module:
+    """The base with its adapter, or a random Llama of a shape with a random one."""
     torch.manual_seed(0)
     if model is None:
+        vocabulary, hidden, inner, layers, heads, keys = SHAPES[shape]
         base = LlamaForCausalLM(LlamaConfig(
-            vocab_size=1024, hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4,
-            num_key_value_heads=2, max_position_embeddings=256, attn_implementation="eager"))
+            vocab_size=vocabulary, hidden_size=hidden, intermediate_size=inner, num_hidden_layers=layers,
+            num_attention_heads=heads, num_key_value_heads=keys, max_position_embeddings=256,
+            tie_word_embeddings=shape == "wide", attn_implementation="eager"))
     else:
         base = AutoModelForCausalLM.from_pretrained(model, attn_implementation="eager", dtype=torch.float32)
     if adapter is not None:
@@ -71,7 +80,7 @@ def load(model: str | None, adapter: str | None) -> nn.Module:
 
 def bench(arguments: argparse.Namespace) -> Bench:
     """Model, random ragged rows and one vector."""
-    model = load(arguments.model, arguments.adapter)
+    model = load(arguments.model, arguments.adapter, arguments.shape)
     leaves = {name: p for name, p in sorted(model.named_parameters()) if p.requires_grad}
     live = LiveModel(model, None, leaves, torch.device("cpu"))  # type: ignore[arg-type]
     generator = torch.Generator().manual_seed(0)
@@ -149,6 +158,9 @@ TIMINGS = (
     Timing("per-row scores of all rows", score_pass, target=1.3),
     Timing("`fisher` made: scores, Gram matrix, eigenvectors", lambda b: fisher(b.live, [b.loss], seed=0), target=1.3),
     Timing("`fisher` made with R on disk", lambda b: fisher(b.live, [b.loss], seed=0, on_disk=True)),
+    Timing("`ekfac` made: factors, their eigenvectors, eigenvalues", lambda b: ekfac(b.live, [b.loss], seed=0)),
+    Timing("`ekfac` made with shorter sides (low memory)",
+           lambda b: ENGINES["ekfac"].make(EngineInputs(b.live, [b.loss], 0, True, 8, None, deque()))),
     Timing("`diagonal` made", lambda b: diagonal_fisher(b.live, [b.loss], seed=0)),
     Timing(f"Gauss-Newton product, graph kept over {PRODUCTS}", products(True, PRODUCTS), PRODUCTS, 1.2),
     Timing("Gauss-Newton product, graph rebuilt", products(False, 2), 2),
@@ -159,6 +171,11 @@ TIMINGS = (
 )
 
 
+def asked(what: str, only: Sequence[str]) -> bool:
+    """Tell whether a row is wanted."""
+    return not only or any(part in what for part in only)
+
+
 def seconds(run: Callable[[Bench], object], b: Bench) -> float:
     """Wall time of one run."""
     begin = time.perf_counter()
@@ -166,10 +183,10 @@ def seconds(run: Callable[[Bench], object], b: Bench) -> float:
     return time.perf_counter() - begin
 
 
-def measure_times(b: Bench, rounds: int) -> list[dict[str, object]]:
+def measure_times(b: Bench, rounds: int, only: Sequence[str]) -> list[dict[str, object]]:
     """Median time of every case, and its ratio to the gradient passes before and after it: median and range."""
     rows = []
-    for timing in TIMINGS:
+    for timing in [timing for timing in TIMINGS if asked(timing.what, only) or timing is TIMINGS[0]]:
         timing.run(b)  # once for what torch prepares at first use
         times, ratios = [], []
         before = seconds(gradient_pass, b)
@@ -245,9 +262,10 @@ def peak_of(arguments: argparse.Namespace) -> int:
 def measure_memory(arguments: argparse.Namespace) -> list[dict[str, object]]:
     """Every case in a process of its own, as often as there are memory repeats; medians."""
     rows = []
-    for case in MEMORY:
+    for case in [case for case in MEMORY if asked(case, arguments.only) or MEMORY[case] is training_step]:
         command = [sys.executable, __file__, "--case", case, "--rows", str(arguments.rows),
-                   "--batch-size", str(arguments.batch_size), "--threads", str(arguments.threads)]
+                   "--batch-size", str(arguments.batch_size), "--threads", str(arguments.threads),
+                   "--shape", arguments.shape]
         for flag in ("model", "adapter"):
             command += [f"--{flag}", value] if (value := getattr(arguments, flag)) else []
         peaks = [int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
@@ -269,7 +287,7 @@ def described(arguments: argparse.Namespace, b: Bench) -> list[str]:
         f"- Machine: {cpu}, {arguments.threads} of {os.cpu_count()} cores used, {platform.system()}; Python "
         f"{platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}; float32.",
         f"- Commit: {commit.stdout.strip()}. Command: `python docs/benchmarks/cost.py {' '.join(sys.argv[1:])}`.",
-        f"- Model: {arguments.model or 'random Llama'}, {size:,} parameters of which {trained:,} are adapter.",
+        f"- Model: {arguments.model or f'random Llama, {arguments.shape}'}, {size:,} parameters of which {trained:,} are adapter.",
         f"- Rows: {arguments.rows} of 24 to 79 random tokens, {tokens:,} tokens, "
         f"{sum(batch.answer_tokens for batch in b.batches):,} of them answers; batches of {arguments.batch_size}.",
     ]
@@ -291,7 +309,7 @@ def page(facts: list[str], times: list[dict], memory: list[dict], rounds: int) -
     lines += ["", "## Memory", "", "Peak over what was resident before, median and range of several processes (the "
               "allocator takes more or less at a time); an engine is made and solves once.", "",
               "| what | MiB | range | ratio to the training step | target |", "| --- | --- | --- | --- | --- |"]
-    bound = (f"`{ENGINE}`, low memory", f"{RESTORATION}, low memory")
+    bound = ("`fisher`, low memory", f"`{ENGINE}`, low memory", f"{RESTORATION}, low memory")
     lines += [f"| {r['what']} | {r['bytes'] / 2**20:.0f} | {r['low'] / 2**20:.0f}-{r['high'] / 2**20:.0f} | "
               f"{r['bytes'] / step:.2f} | "
               f"{verdict(r['bytes'] / step, 1.5 if r['what'] in bound else None)} |" for r in memory]
@@ -303,6 +321,8 @@ def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="directory of the base model (default: a random Llama)")
     parser.add_argument("--adapter", help="directory of its LoRA adapter (default: a random one on all linear maps)")
+    parser.add_argument("--shape", choices=list(SHAPES), default="small", help="of the random Llama")
+    parser.add_argument("--only", nargs="*", default=[], metavar="PART", help="rows with one of these in their name")
     parser.add_argument("--rows", type=int, default=128)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=7)
@@ -321,12 +341,13 @@ def main() -> None:
         print(peak_of(arguments))
         return
     b = bench(arguments)
-    facts, times = described(arguments, b), measure_times(b, arguments.rounds)
+    facts, times = described(arguments, b), measure_times(b, arguments.rounds, arguments.only)
     memory = measure_memory(arguments)
     text = page(facts, times, memory, arguments.rounds)
     print(text)
     if arguments.write:
         here = Path(__file__)
+        here = here.with_stem(f"cost-{arguments.shape}") if arguments.shape != "small" else here
         here.with_suffix(".md").write_text(text, encoding="utf-8")
         here.with_suffix(".json").write_text(json.dumps({"facts": facts, "times": times, "memory": memory}, indent=1),
                                              encoding="utf-8")
