@@ -287,7 +287,8 @@ def described(arguments: argparse.Namespace, b: Bench) -> list[str]:
         f"- Machine: {cpu}, {arguments.threads} of {os.cpu_count()} cores used, {platform.system()}; Python "
         f"{platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}; float32.",
         f"- Commit: {commit.stdout.strip()}. Command: `python docs/benchmarks/cost.py {' '.join(sys.argv[1:])}`.",
-        f"- Model: {arguments.model or f'random Llama, {arguments.shape}'}, {size:,} parameters of which {trained:,} are adapter.",
+        f"- Model: {arguments.model or f'random Llama, {arguments.shape}'}, {size:,} parameters of which {trained:,} "
+        "are adapter.",
         f"- Rows: {arguments.rows} of 24 to 79 random tokens, {tokens:,} tokens, "
         f"{sum(batch.answer_tokens for batch in b.batches):,} of them answers; batches of {arguments.batch_size}.",
     ]
