@@ -18,7 +18,7 @@ from ..core.report.staging import MAKE_ROOM, is_full_disk
 UNEXPECTED = "run it again with --debug for the traceback"
 
 OUT_OF_MEMORY = "lower --batch-size, or give --load-in 8bit (--low-memory where the command has it)"
-RESUME = "run the same command again; `eval` with -o goes on where it stopped with --resume"
+RESUME = "run the same command again; where it has --resume, that and the same -o go on where it stopped"
 REMEDIES = {
     "KeyboardInterrupt": (130, "interrupted - nothing was written at OUT", RESUME),
     "OutOfMemoryError": (1, "out of memory", OUT_OF_MEMORY),

@@ -57,6 +57,8 @@ def restore(  # one line an option: the command's page of help
     gate: Annotated[str | None, o.Option(metavar="FILE", help="Rules; the exit code is their verdict.")] = D.gate,
     gate_mode: Annotated[str, o.Option(help="enforce, or advisory: shown only.")] = D.gate_mode,
     offline: o.Offline = D.offline,
+    resume: o.Resume = False,
+    restart: o.Restart = False,
     force: o.Force = D.force,
     redact: Annotated[str, o.Option(help="auto, all or none: mask prompts and answers in report.html.")] = D.redact,
     config: Annotated[Path | None, o.config_file(RestoreConfig)] = None,
@@ -68,7 +70,7 @@ def restore(  # one line an option: the command's page of help
     debug: o.Debug = False,
 ) -> int:
     """Restore the refusals that TUNED has lost; write an adapter and a report."""
-    from .running import View, execute
+    from .running import Run, View, execute
 
-    view = View(json=json, progress=not (no_progress or quiet), quiet=quiet)
-    return execute(o.settings(context.params, RestoreConfig), out, view, dry_run=dry_run, print_config=print_config)
+    view, run = View(json=json, progress=not (no_progress or quiet), quiet=quiet), Run(out, resume, restart)
+    return execute(o.settings(context.params, RestoreConfig), run, view, dry_run=dry_run, print_config=print_config)

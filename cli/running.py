@@ -25,6 +25,15 @@ class View:
     quiet: bool
 
 
+@dataclass(frozen=True)
+class Run:
+    """Where a restoration writes, and whether it goes on with an earlier one."""
+
+    out: Path | None
+    resume: bool
+    restart: bool
+
+
 def print_settings(config: Any) -> int:
     """Print the settings as YAML, which --config reads, and return 0."""
     sys.stdout.write(to_yaml(config))
@@ -66,17 +75,17 @@ def print_document(found: dict[str, Any], view: View, show: Callable[[dict[str, 
         show(found)
 
 
-def execute(config: RestoreConfig, out: Path | None, view: View, *, dry_run: bool, print_config: bool) -> int:
+def execute(config: RestoreConfig, run: Run, view: View, *, dry_run: bool, print_config: bool) -> int:
     """Run, plan or print, whichever was asked for, and return the exit code."""
     if print_config:
         return print_settings(config)
-    if out is not None:
-        check_out(out, force=config.force, reads=config.reads)
+    if run.out is not None:
+        check_out(run.out, force=config.force, reads=config.reads)
     if dry_run:
         return _plan(config, view)
-    if out is None:
+    if run.out is None:
         raise UsageError("no folder to write - --out", hint="add -o OUT, or --dry-run to see the plan")
-    return _restore(config, out, view)
+    return _restore(config, run.out, view, {"resume": run.resume, "restart": run.restart})
 
 
 def _plan(config: RestoreConfig, view: View) -> int:
@@ -86,8 +95,8 @@ def _plan(config: RestoreConfig, view: View) -> int:
     return 0
 
 
-def _restore(config: RestoreConfig, out: Path, view: View) -> int:
-    report = run(lambda pipeline, **more: pipeline.restore(config, out, **more), view)
+def _restore(config: RestoreConfig, out: Path, view: View, earlier: dict[str, bool]) -> int:
+    report = run(lambda pipeline, **more: pipeline.restore(config, out, **earlier, **more), view)
     if report["status"] != "ok":
         return _show_refusal(report, view)
     print_document(report, view, lambda found: render.print_report(found, out, brief=view.quiet))

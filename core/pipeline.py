@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ from .evaluation.restore_gate import decide_restored, known_of
 from .evaluation.restored import ask_restored
 from .evaluation.samples import Sample
 from .evaluation.setup import Setup, inputs_of, plan_of, rejected_rows, set_up, warnings_of
-from .evaluation.systems import Examiner
+from .evaluation.systems import Examiner, known_answers
 from .evaluation.unread import check_calibration
 from .geometry.delta import deltas
 from .report import assemble
@@ -51,7 +52,7 @@ from .report.compare import document
 from .report.compare_files import write_comparison, write_pictures
 from .report.compare_schema import validate as validate_comparison
 from .report.gate_files import check_new_baseline, read_baseline, read_gate, write_baseline
-from .report.journal import Journal, journal_folder
+from .report.journal import Journal, check_journal, journal_folder, kept_until_done
 from .report.probe import document as probe_document
 from .report.probe_files import write_pictures as write_probe_pictures
 from .report.probe_files import write_probe
@@ -72,12 +73,16 @@ USUAL_PROMPT = 192
 """Tokens of a prompt that `--batch-size auto` reckons with."""
 
 
-def restore(config: RestoreConfig, out: Path, *, progress: Progress = no_progress) -> Json:
+def restore(config: RestoreConfig, out: Path, *, resume: bool = False, restart: bool = False,
+            progress: Progress = no_progress) -> Json:
     """Repair a fine-tuned checkpoint and prove it.
 
     Args:
         config: What to read and how.
-        out: The folder to write; it appears whole or not at all.
+        out: The folder to write; it appears whole or not at all. What base and tuned model answer is kept in
+            `OUT.partial` until then, or until the run ends in an error that it would meet again.
+        resume: Go on with the answers of a run that was killed.
+        restart: Drop them.
         progress: Told of every long stage.
 
     Returns:
@@ -86,15 +91,26 @@ def restore(config: RestoreConfig, out: Path, *, progress: Progress = no_progres
         do not fit `MismatchError`.
     """
     check_out(out, force=config.force, reads=config.reads)
+    check_journal(journal_folder(out), resume=resume, restart=restart)
     config = config.resolved()
     try:
-        with deterministic(on=config.deterministic):
-            return _restore(config, out, progress)
+        with deterministic(on=config.deterministic), contextlib.ExitStack() as until_done:
+            return _restore(config, _Place(out, resume, restart, until_done), progress)
     except NumericalError as error:
         return assemble.refusal(config, error)
 
 
-def _restore(config: RestoreConfig, out: Path, progress: Progress) -> Json:
+@dataclasses.dataclass(frozen=True)
+class _Place:
+    """Where a run writes, whether it goes on with an earlier one, and what is closed once it is done."""
+
+    out: Path
+    resume: bool
+    restart: bool
+    until_done: contextlib.ExitStack
+
+
+def _restore(config: RestoreConfig, place: _Place, progress: Progress) -> Json:
     clock = Clock()
     torch.manual_seed(config.seed)
     with clock.stage("open"):
@@ -109,8 +125,11 @@ def _restore(config: RestoreConfig, out: Path, progress: Progress) -> Json:
         session = open_session(pair, dtype=config.dtype, device=config.device, device_map=config.device_map,
                                max_memory=config.max_memory, load_in=config.load_in, seed=config.seed)
         examiner = make_examiner(session, config, progress)
+        journal = place.until_done.enter_context(kept_until_done(Journal(
+            journal_folder(place.out), assemble.answered_by(pair, config), resume=place.resume, restart=place.restart)))
     with clock.stage("prepare"):
-        prepared = prepare(session, examiner, rows, objective=config.objective, on_disk=config.low_memory,
+        keeping = dataclasses.replace(examiner, known=known_answers(journal.entries), keep=journal.write)
+        prepared = prepare(session, keeping, rows, objective=config.objective, on_disk=config.low_memory,
                            with_harmful=needs_harmful(config))
     with clock.stage("restore"):
         outcome, applied = _moved(config, pair, unaligned, prepared, progress)
@@ -131,7 +150,7 @@ def _restore(config: RestoreConfig, out: Path, progress: Progress) -> Json:
             report["exit_code"] = gate_exit_code(gated)
     with clock.stage("write"):
         answers = shown_answers({**prepared.answers, "restored": after.answers}, config.redact)
-        _write(out, report, config, prepared, session, outcome, clock, answers)
+        _write(place.out, report, config, prepared, session, outcome, clock, answers)
     return report
 
 

@@ -322,17 +322,54 @@ def test_a_loss_that_is_nan_is_refused_and_leaves_nothing(
 
 
 @pytest.mark.parametrize("stage", ["answers of the base model", "restoring"])
-def test_ctrl_c_leaves_nothing(tmp_path: Path, stage: str) -> None:
+def test_ctrl_c_leaves_the_answers_and_the_resumed_run_ends_in_the_same_files(tmp_path: Path, stage: str) -> None:
     def interrupt(told: str, *_: int) -> None:
         if told == stage:
             raise KeyboardInterrupt
 
+    config, out = dataclasses.replace(TINY, fit_rows=4, held_out_rows=2), tmp_path / "out"
+    whole = restored(config, tmp_path / "whole")
     with contextlib.chdir(ROOT), pytest.raises(KeyboardInterrupt):
-        pipeline.restore(dataclasses.replace(TINY, fit_rows=4, held_out_rows=2), tmp_path / "out", progress=interrupt)
-    assert list(tmp_path.iterdir()) == []
+        pipeline.restore(config, out, progress=interrupt)
+    kept = tmp_path / "out.partial"
+    assert {path.name for path in tmp_path.iterdir()} == {"whole", kept.name}
+    assert [path.name for path in kept.iterdir()] == ["journal.jsonl"]
+    with pytest.raises(UsageError, match="an interrupted run lies here"):
+        restored(config, out)
+    told: list[str] = []
+    with contextlib.chdir(ROOT), pytest.raises(UsageError, match="other settings"):
+        pipeline.restore(dataclasses.replace(config, dtype="bfloat16"), out, resume=True)
+    with contextlib.chdir(ROOT):
+        pipeline.restore(config, out, resume=True, progress=lambda stage, *_: told.append(stage))
+    assert "answers of the tuned model" not in told and "answers of the restored model" in told
+    first, second = files_of(whole.out), files_of(out)
+    reports = [json.loads(files.pop("saferestore.json")) | {"run": 0} for files in (first, second)]
+    assert first == second and reports[0] == reports[1] and not kept.exists()
 
 
-def test_ctrl_c_while_writing_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answers_are_of_use_under_another_budget_and_may_be_dropped(tmp_path: Path) -> None:
+    def interrupt(told: str, *_: int) -> None:
+        if told == "restoring":
+            raise KeyboardInterrupt
+
+    config, told = dataclasses.replace(TINY, fit_rows=4, held_out_rows=2), list[str]()
+    with contextlib.chdir(ROOT), pytest.raises(KeyboardInterrupt):
+        pipeline.restore(config, tmp_path / "out", progress=interrupt)
+    with contextlib.chdir(ROOT), pytest.raises(KeyboardInterrupt):
+        pipeline.restore(config, tmp_path / "out", restart=True, progress=interrupt)
+    with contextlib.chdir(ROOT):
+        report = pipeline.restore(dataclasses.replace(config, max_drift=0.02), tmp_path / "out", resume=True,
+                                  progress=lambda stage, *_: told.append(stage))
+    assert report["drift"]["budget_nats_per_token"] == 0.02
+    assert not {"answers of the tuned model", "answers of the base model"} & set(told)
+
+
+def test_there_must_be_a_run_to_go_on_with(tmp_path: Path) -> None:
+    with contextlib.chdir(ROOT), pytest.raises(UsageError, match="nothing to resume"):
+        pipeline.restore(TINY, tmp_path / "out", resume=True)
+
+
+def test_ctrl_c_while_writing_leaves_only_the_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Path] = []
 
     def interrupt(folder: Path, *_: object) -> float:
@@ -342,7 +379,7 @@ def test_ctrl_c_while_writing_leaves_nothing(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(pipeline, "reload_error", interrupt)
     with contextlib.chdir(ROOT), pytest.raises(KeyboardInterrupt):
         pipeline.restore(dataclasses.replace(TINY, fit_rows=4, held_out_rows=2), tmp_path / "out")
-    assert len(seen) == 2 and list(tmp_path.iterdir()) == []
+    assert len(seen) == 2 and [path.name for path in tmp_path.iterdir()] == ["out.partial"]
 
 
 def test_a_plan_loads_no_model(monkeypatch: pytest.MonkeyPatch) -> None:

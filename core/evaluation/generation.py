@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -32,9 +32,13 @@ class Generation:
     finished: bool
 
 
+NONE_KNOWN: Mapping[int, Generation] = {}
+
+
 def generate(model: Any, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, batch_size: int | str,
              pad_id: int, eos_ids: Sequence[int], decoding: Decodings = GREEDY, progress: Progress = no_progress,
-             stage: str = "generate") -> list[Generation]:
+             stage: str = "generate", known: Mapping[int, Generation] = NONE_KNOWN,
+             keep: Callable[[Mapping[int, Generation]], None] | None = None) -> list[Generation]:
     """Answer every prompt.
 
     Prompts of similar length are batched, the longest first, and padded on the left. The checkpoint's own
@@ -53,15 +57,22 @@ def generate(model: Any, prompts: Sequence[Sequence[int]], *, max_new_tokens: in
         decoding: How tokens are chosen, for all prompts or one a prompt; greedy unless given.
         progress: Called after every batch with the number of prompts answered.
         stage: The name that progress is reported under.
+        known: Prompt number -> its answer, of a run that was killed.
+        keep: Called with the new answers of every batch before the next one begins.
 
     Returns:
         One answer a prompt, in the order of the prompts.
     """
     size = fitting_batch_size(model, prompts, max_new_tokens, batch_size)
-    answers: dict[int, Generation] = {}
-    for batch, found in generate_batches(model, prompts, plan_batches(prompts, size), max_new_tokens=max_new_tokens,
-                                         pad_id=pad_id, eos_ids=eos_ids, decoding=decoding):
-        answers.update(zip(batch, found, strict=True))
+    answers = dict(known)
+    # The plan is that of a run that was never killed, so that every prompt has the neighbours it would have had.
+    todo = [batch for batch in plan_batches(prompts, size) if not all(i in known for i in batch)]
+    for batch, found in generate_batches(model, prompts, todo, max_new_tokens=max_new_tokens, pad_id=pad_id,
+                                         eos_ids=eos_ids, decoding=decoding):
+        new = {i: answer for i, answer in zip(batch, found, strict=True) if i not in answers}
+        if keep is not None:
+            keep(new)
+        answers.update(new)
         progress(stage, len(answers), len(prompts))
     return [answers[i] for i in range(len(prompts))]
 

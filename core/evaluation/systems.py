@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..config import Progress
@@ -39,6 +41,8 @@ class Examiner:
         batch_size: Prompts a batch.
         context: Tokens a row may have.
         progress: Told of every batch.
+        known: Answers of a run that was killed, by `asked`.
+        keep: Given the entries of every batch, from which `known_answers` makes `known`, before the next one begins.
     """
 
     chat: ChatFormat
@@ -46,15 +50,25 @@ class Examiner:
     batch_size: int
     context: int
     progress: Progress
+    known: Mapping[str, Generation] = field(default_factory=dict)
+    keep: Callable[[list[Json]], None] | None = None
 
     def ask(self, model: Any, records: Sequence[Record], stage: str) -> tuple[Answer, ...]:
         """Return the model's greedy answers in the order of the records; none for no records."""
         if not records:
             return ()
         prompts = [self.chat.prompt_ids(record)[-(self.context - self.max_new_tokens):] for record in records]
+        keys = [asked(stage, prompt, self.max_new_tokens) for prompt in prompts]
+
+        def kept(found: Mapping[int, Generation]) -> None:
+            if self.keep is not None:
+                self.keep([{"asked": keys[i], "tokens": list(one.tokens), "finished": one.finished}
+                           for i, one in found.items()])
+
         # Generation keeps no graph, so more prompts fit than rows of a gradient; where not, it steps down by itself.
         answers = generate(model, prompts, max_new_tokens=self.max_new_tokens, batch_size=4 * self.batch_size,
-                           pad_id=self.chat.pad_id, eos_ids=self.chat.stop_ids, progress=self.progress, stage=stage)
+                           pad_id=self.chat.pad_id, eos_ids=self.chat.stop_ids, progress=self.progress, stage=stage,
+                           known={i: self.known[key] for i, key in enumerate(keys) if key in self.known}, keep=kept)
         texts = [self.chat.text(answer.tokens) for answer in answers]
         return tuple(Answer(record, text, generation, judge(text))
                      for record, text, generation in zip(records, texts, answers, strict=True))
@@ -74,6 +88,16 @@ class Examiner:
         if not answer.generation.finished and answer.generation.tokens:
             return answer.generation.tokens
         return self.chat.answer_ids(answer.record, answer.text)
+
+
+def asked(stage: str, prompt: Sequence[int], max_new_tokens: int) -> str:
+    """Return what a prompt of a stage is known by: SHA-256 of all that decides the answer but the model's weights."""
+    return hashlib.sha256(json.dumps([stage, max_new_tokens, *prompt]).encode()).hexdigest()
+
+
+def known_answers(entries: Sequence[Mapping[str, Any]]) -> dict[str, Generation]:
+    """Return the answers of entries that an `Examiner` kept, by `asked`."""
+    return {entry["asked"]: Generation(tuple(entry["tokens"]), entry["finished"]) for entry in entries}
 
 
 def rate(hits: Sequence[bool], records: Sequence[Record], judged_by: str) -> Json:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..checkpoint.pair import CheckpointFacts, CheckpointPair
+from ..checkpoint.safetensors_files import sha256
 from ..config import AnyConfig, EvalConfig, RestoreConfig
 from ..data.selection import Selection, Source
 from ..errors import SaferestoreError
@@ -64,6 +65,14 @@ def deciding(config: EvalConfig, inputs: Json) -> Json:
     """Return what decides the answers of a run: a journal under anything else is not gone on with."""
     kept = {key: value for key, value in settings(config).items() if key not in NOT_DECIDING}
     return {"settings": kept, "inputs": inputs}
+
+
+def answered_by(pair: CheckpointPair, config: RestoreConfig) -> Json:
+    """Return what decides how base and tuned model answer a prompt: weights, how an adapter is applied, arithmetic."""
+    adapted = pair.tuned_dir / "adapter_config.json"
+    return {"weights_sha256": [dict(facts.weights_sha256) for facts in (pair.base_facts, pair.tuned_facts)],
+            "adapter_config_sha256": sha256(adapted) if adapted.is_file() else None,
+            "settings": {name: getattr(config, name) for name in ("dtype", "load_in")}}
 
 
 def drift(mean: Mean | None, fit: float, budget: float, where: Distances, kind: str) -> Json:

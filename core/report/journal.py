@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import SaferestoreError, UsageError
+from ..errors import MismatchError, NumericalError, SaferestoreError, UsageError
 from .staging import MAKE_ROOM, is_full_disk
 
 Json = Mapping[str, Any]
@@ -21,6 +21,16 @@ def journal_folder(out: Path) -> Path:
     """Return where the journal of OUT lies: `OUT.partial` beside it."""
     target = out.resolve()
     return target.parent / f"{target.name}.partial"
+
+
+def check_journal(folder: Path, *, resume: bool, restart: bool) -> None:
+    """Raise UsageError where a journal lies and nobody says what to do with it, or none lies to be gone on with."""
+    path = folder / FILE
+    if path.exists() and not (resume or restart):
+        raise UsageError(f"an interrupted run lies here - {folder}", hint="add --resume to go on with it, or "
+                         "--restart to begin again")
+    if resume and (restart or not path.exists()):
+        raise UsageError(f"nothing to resume - {folder}", hint="leave out --resume")
 
 
 def digest(settings: Json) -> str:
@@ -55,13 +65,9 @@ class Journal:
         if folder is None:
             return
         path = folder / FILE
+        check_journal(folder, resume=resume, restart=restart)
         if restart:
             _delete(path)
-        if path.exists() and not resume:
-            raise UsageError(f"an interrupted run lies here - {folder}", hint="add --resume to go on with it, or "
-                             "--restart to begin again")
-        if resume and not path.exists():
-            raise UsageError(f"nothing to resume - {folder}", hint="leave out --resume")
         head = {"journal": 1, "settings_sha256": digest(settings)}
         if path.exists():
             self.entries = _read(path, head)
@@ -94,6 +100,19 @@ class Journal:
         self.close()
         if self.folder is not None:
             _delete(self.folder / FILE)
+
+
+@contextlib.contextmanager
+def kept_until_done(journal: Journal) -> Iterator[Journal]:
+    """Remove a journal where the work inside is done, or ends in an error that the same work would meet again."""
+    try:
+        yield journal
+    except (UsageError, MismatchError, NumericalError):
+        journal.remove()
+        raise
+    finally:
+        journal.close()
+    journal.remove()
 
 
 def _delete(path: Path) -> None:

@@ -19,9 +19,12 @@ class Pipeline:
     def __init__(self) -> None:
         self.outcome: dict[str, Any] | BaseException = report()
         self.called: list[tuple[RestoreConfig, Path | None]] = []
+        self.earlier: list[tuple[bool, bool]] = []
 
-    def restore(self, config: RestoreConfig, out: Path, *, progress: Callable[[str, int, int], None]) -> Any:
+    def restore(self, config: RestoreConfig, out: Path, *, resume: bool, restart: bool,
+                progress: Callable[[str, int, int], None]) -> Any:
         self.called.append((config, out))
+        self.earlier.append((resume, restart))
         progress("stage", 1, 2)
         return self._finish()
 

@@ -35,6 +35,14 @@ def two_lines(captured: str) -> tuple[str, str]:
 def test_every_setting_is_an_option_with_the_same_default(pipeline: Pipeline) -> None:
     assert run(["restore", "b", "t", "-o", "out"]) == 0
     assert pipeline.called == [(RestoreConfig(base="b", tuned="t"), Path("out"))]
+    assert pipeline.earlier == [(False, False)]
+
+
+@pytest.mark.parametrize(("flag", "earlier"), [("--resume", (True, False)), ("--restart", (False, True))])
+def test_an_interrupted_run_is_gone_on_with_or_dropped(pipeline: Pipeline, flag: str,
+                                                       earlier: tuple[bool, bool]) -> None:
+    assert run(["restore", "b", "t", "-o", "out", flag]) == 0
+    assert pipeline.earlier == [earlier]
 
 
 @pytest.mark.parametrize("field", [f for f in dataclasses.fields(RestoreConfig) if f.name not in ("base", "tuned")],

@@ -154,6 +154,23 @@ def test_progress_counts_the_prompts_of_finished_batches() -> None:
     assert calls == [("answers", 4, 10), ("answers", 8, 10), ("answers", 10, 10)]
 
 
+def test_new_answers_are_kept_batch_by_batch_and_known_ones_are_not_asked_again(
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts, kept = some_prompts(10), list[dict[int, Generation]]()
+    whole = run(tiny_llama(), prompts, 4, keep=lambda found: kept.append(dict(found)))
+    assert [len(found) for found in kept] == [4, 4, 2]
+    assert {i: answer for found in kept for i, answer in found.items()} == dict(enumerate(whole))
+    known, later = {**kept[0], **kept[2]}, list[dict[int, Generation]]()
+    assert run(tiny_llama(), prompts, 4, known=known, keep=lambda found: later.append(dict(found))) == whole
+    assert later == [kept[1]]
+    half = dict(list(kept[1].items())[:2])
+    later.clear()
+    assert run(tiny_llama(), prompts, 4, known={**known, **half}, keep=lambda found: later.append(dict(found))) == whole
+    assert later == [{i: answer for i, answer in kept[1].items() if i not in half}]
+    monkeypatch.setattr(LlamaForCausalLM, "forward", lambda *_, **__: pytest.fail("asked again"))
+    assert run(tiny_llama(), prompts, 4, known=dict(enumerate(whole))) == whole
+
+
 def test_no_prompts_give_no_answers() -> None:
     assert run(tiny_llama(), []) == []
 

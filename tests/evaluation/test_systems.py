@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 from saferestore.core.checkpoint.session import Session
 from saferestore.core.evaluation.generation import Generation
 from saferestore.core.evaluation.judges import Verdict
-from saferestore.core.evaluation.systems import JUDGE, Answer, correct, measurement, rate
+from saferestore.core.evaluation.systems import JUDGE, Answer, correct, known_answers, measurement, rate
 from talk import COMPLIANCE, CONTEXT, REFUSAL, examiner, open_tiny, record, refuses, save_pair, script
 
 LOSSES = {"harmful_loss_nats_per_token": 1.5, "task_loss_nats_per_token": None}
@@ -50,6 +53,21 @@ def test_sets_are_asked_at_once_and_come_back_by_name(session: Session, scripted
     answers = examiner(session).ask_sets(session.adapter().model, sets, "tuned")
     assert scripted == ["tuned"]
     assert {name: [a.record for a in part] for name, part in answers.items()} == sets
+
+
+def test_answers_that_were_kept_are_taken_where_stage_prompt_and_length_are_the_same(
+        session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, rows, entries = session.adapter().model, [record("Hello"), record("Good day")], list[dict[str, Any]]()
+    asking = examiner(session, max_new_tokens=5, keep=entries.extend)
+    first = asking.ask(model, rows, "x")
+    assert len(entries) == 2 and json.loads(json.dumps(entries)) == entries
+    entries, known = [], known_answers(entries)
+    again = dataclasses.replace(asking, known=known, keep=entries.extend)
+    assert again.ask(model, [*rows[::-1], record("Other")], "x")[:2] == first[::-1] and len(entries) == 1
+    assert len(again.ask(model, rows, "y")) == 2 and len(entries) == 3
+    assert dataclasses.replace(again, max_new_tokens=4).ask(model, rows, "x") and len(entries) == 5
+    monkeypatch.setattr(type(model.get_base_model()), "forward", lambda *_, **__: pytest.fail("asked"))
+    assert again.ask(model, rows, "x") == first
 
 
 def test_the_model_itself_answers_where_nothing_is_scripted(session: Session) -> None:

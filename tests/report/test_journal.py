@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from pathlib import Path
 
 import pytest
-from saferestore.core.errors import SaferestoreError, UsageError
-from saferestore.core.report.journal import FILE, Journal, digest, journal_folder
+from saferestore.core.errors import MismatchError, NumericalError, SaferestoreError, UsageError
+from saferestore.core.report.journal import FILE, Journal, digest, journal_folder, kept_until_done
 
 SETTINGS = {"model": "m", "limit": 3}
 
@@ -105,6 +106,29 @@ def test_removed_journals_leave_no_folder(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "j", SETTINGS)
     journal.remove()
     assert not (tmp_path / "j").exists()
+
+
+@pytest.mark.parametrize(("error", "stays"), [
+    (None, False), (UsageError("a - b", hint="c"), False), (MismatchError("a - b", hint="c"), False),
+    (NumericalError("a - b", hint="c"), False), (SaferestoreError("no space - b", hint="c"), True),
+    (KeyboardInterrupt(), True), (RuntimeError("out of memory"), True)])
+def test_a_journal_stays_where_the_same_run_may_yet_come_to_its_end(tmp_path: Path, error: BaseException | None,
+                                                                    stays: bool) -> None:
+    with contextlib.suppress(SaferestoreError, KeyboardInterrupt, RuntimeError), kept_until_done(
+            Journal(tmp_path / "j", SETTINGS)) as journal:
+        journal.write([{"question": 0}])
+        if error is not None:
+            raise error
+    assert (tmp_path / "j").exists() == stays
+    if stays:
+        assert Journal(tmp_path / "j", SETTINGS, resume=True).entries == [{"question": 0}]
+
+
+def test_to_resume_and_to_restart_are_not_both_to_be_had(tmp_path: Path) -> None:
+    filled(tmp_path / "j")
+    with pytest.raises(UsageError, match="nothing to resume"):
+        Journal(tmp_path / "j", SETTINGS, resume=True, restart=True)
+    assert Journal(tmp_path / "j", SETTINGS, resume=True).entries
 
 
 def test_the_digest_depends_on_values_and_not_on_their_order() -> None:
