@@ -13,6 +13,7 @@ help: ## this list
 
 demo: $(READY) ## restore the sample model and show what came of it
 	@[ ! -f out/saferestore.json ] || rm -rf out
+	@rm -rf out.partial
 	$(VENV)/bin/saferestore restore sample_data/base sample_data/tuned --task sample_data/records/task.jsonl -o out
 	@echo; ls -l out; echo; echo "Open out/report.html in a browser for the whole report."
 
@@ -48,4 +49,4 @@ $(READY): pyproject.toml constraints.txt .ci/venv
 
 clean: ## remove what make made: environments, out, caches
 	@[ ! -f out/saferestore.json ] || rm -rf out
-	rm -rf $(VENV) .venv-rivals .pytest_cache .ruff_cache build dist *.egg-info
+	rm -rf out.partial $(VENV) .venv-rivals .pytest_cache .ruff_cache build dist *.egg-info

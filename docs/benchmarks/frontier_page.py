@@ -44,12 +44,15 @@ USUAL = (12, 3, 6, 24)
 """Passes of a method's runs at one budget, in their order."""
 
 CHOSEN_ON = frozenset({("llama", "mixed", "adapter", 0), ("llama", "pure", "full", 0), ("gpt2", "pure", "full", 0),
+                       ("llama", "mixed", "full", 1), ("llama", "pure", "adapter", 1), ("llama", "drift", "adapter", 1),
+                       ("gpt2", "mixed", "full", 0), ("gpt2", "drift", "full", 0), ("gpt2", "drift", "adapter", 1),
+                       ("qwen2", "mixed", "adapter", 0), ("qwen2", "pure", "adapter", 2), ("qwen2", "drift", "full", 2),
                        ("qwen2", "mixed", "full", 0), ("gpt2", "mixed", "adapter", 0), ("llama", "mixed", "full", 0),
                        ("llama", "pure", "adapter", 2), ("gpt2", "mixed", "adapter", 1),
                        ("qwen2", "mixed", "adapter", 1), ("llama", "mixed", "adapter", 2), ("llama", "pure", "full", 1),
                        ("gpt2", "pure", "full", 1), ("qwen2", "mixed", "full", 1), ("qwen2", "mixed", "full", 2)})
-"""Pairs by which the softened drift, its temperature, the step, the engine, damping, mu and the drift allowed on the
-way were chosen."""
+"""Pairs by which the softened drift, its temperature, the step, its aim, the engine, damping, mu and the drift allowed
+on the way were chosen."""
 
 ASKED = 54
 """Pairs of the whole benchmark: three families, three attacks, two kinds, three seeds."""
