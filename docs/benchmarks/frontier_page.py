@@ -71,9 +71,9 @@ An edit is searched for the value that spends a drift budget on the fit rows; a 
 each of its rates, with an update for every 8 safe or harmful rows, and the best point by its own loss among those
 within the budget is taken. Budgets are 0.001, 0.003, 0.01 and 0.03 nats per token on the fit rows, 12 passes; some
 methods also have 3, 6 and 24 passes at 0.01. Our rows are `anchor-` and an engine; ours by default is `{ours}`,
-`{null}` is the null control of curvature. Rows that end in `-before` and `-to-value` are kept of earlier versions of our
-steps (the first ones; those that aimed at the base's own S, with mu 0.05). Harm is judged by wording. Single results: `{results}`. The page was written
-at commit {commit}, torch {torch}, one thread.
+`{null}` is the null control of curvature. Rows that end in `-before` and `-to-value` are kept of earlier versions of
+our steps (the first ones; those that aimed at the base's own S, with mu 0.05). Harm is judged by wording. Single
+results: `{results}`. The page was written at commit {commit}, torch {torch}, one thread.
 
 ![harm against drift, and against passes](frontier.svg)
 
