@@ -205,7 +205,7 @@ def test_a_model_that_is_not_there_is_wrong_usage(
     assert not (copies / "out").exists()
 
 
-def test_a_disk_that_is_full_at_the_end_leaves_nothing(
+def test_a_disk_that_is_full_at_the_end_costs_no_answer(
         copies: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     from saferestore.core.checkpoint import writer
 
@@ -213,13 +213,17 @@ def test_a_disk_that_is_full_at_the_end_leaves_nothing(
         path.write_bytes(b"half")
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr(writer, "save_file", full)
-    assert run(["restore", "base", "tuned", "-o", "out", "--fit-rows", "4", "--held-out-rows", "2", "--max-steps", "1",
-                "--max-new-tokens", "24", "--no-controls", "-q"]) == 1
+    command = ["restore", "base", "tuned", "-o", "out", "--fit-rows", "4", "--held-out-rows", "2", "--max-steps", "1",
+               "--max-new-tokens", "24", "--no-controls", "-q"]
+    with monkeypatch.context() as patch:
+        patch.setattr(writer, "save_file", full)
+        assert run(command) == 1
     captured = capsys.readouterr()
     error, hint = captured.err.splitlines()
     assert error == "error: no space left on the disk - out" and "free some space" in hint and captured.out == ""
-    assert not [path for path in copies.iterdir() if "out" in path.name]
+    assert [path.name for path in copies.iterdir() if "out" in path.name] == ["out.partial"]
+    assert run([*command, "--resume"]) in (0, 3, 4)
+    assert [path.name for path in copies.iterdir() if "out" in path.name] == ["out"]
 
 
 INTERRUPTED = """
