@@ -1,7 +1,7 @@
 """Measure what curvature costs: time against one gradient pass over the same tokens, memory against a training step.
 
     python docs/benchmarks/cost.py --model sample_data/base --adapter sample_data/tuned --write
-    python docs/benchmarks/cost.py --shape wide --rows 16 --only ekfac LoRA --write  (cost-wide.md)
+    python docs/benchmarks/cost.py --shape wide --rows 16 --batch-size 8 --only ekfac LoRA --write cost-wide
 
 Times: every case is run once a round between two gradient passes and divided by their mean; the table gives the
 median and the range of these ratios over the rounds. Memory: every case runs in a fresh process; its figure is the peak
@@ -329,7 +329,8 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--memory-repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--write", action="store_true", help="write cost.md and cost.json beside this script")
+    parser.add_argument("--write", nargs="?", const="cost", metavar="NAME",
+                        help="write NAME.md and NAME.json [cost] beside this script")
     parser.add_argument("--case", choices=list(MEMORY), help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -347,8 +348,7 @@ def main() -> None:
     text = page(facts, times, memory, arguments.rounds)
     print(text)
     if arguments.write:
-        here = Path(__file__)
-        here = here.with_stem(f"cost-{arguments.shape}") if arguments.shape != "small" else here
+        here = Path(__file__).with_stem(arguments.write)
         here.with_suffix(".md").write_text(text, encoding="utf-8")
         here.with_suffix(".json").write_text(json.dumps({"facts": facts, "times": times, "memory": memory}, indent=1),
                                              encoding="utf-8")
