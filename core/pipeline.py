@@ -79,8 +79,7 @@ def restore(config: RestoreConfig, out: Path, *, resume: bool = False, restart: 
 
     Args:
         config: What to read and how.
-        out: The folder to write; it appears whole or not at all. What base and tuned model answer is kept in
-            `OUT.partial` until then, or until the run ends in an error that it would meet again.
+        out: The folder to write, whole or not at all; until then what both models answer is kept in `OUT.partial`.
         resume: Go on with the answers of a run that was killed.
         restart: Drop them.
         progress: Told of every long stage.
