@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from ..checkpoint.session import LiveModel
 from ..losses import Loss
-from ..params import Params, axpy, each, size, zeros
-from .fisher import score_rows
+from ..params import Params, each, size, zeros
+from .fisher import scored, use_row_gradients
 from .operator import Solution
 
 
@@ -37,6 +39,10 @@ class Diagonal:
 def diagonal_fisher(live: LiveModel, losses: Sequence[Loss], *, seed: int) -> Diagonal:
     """Estimate diag F of a sum of losses by one backward pass over their rows, labels drawn with `seed`."""
     total = zeros({name: leaf.detach() for name, leaf in live.leaves.items()})
-    for _, scores in score_rows(live, losses, seed=seed):
-        total = axpy(1.0, {name: block.square().sum(0) for name, block in scores.items()}, total)
+
+    def add(name: str, scores: Tensor) -> None:
+        total[name] += scores.square().sum(0)
+
+    for _, batch, score in scored(losses, seed):
+        use_row_gradients(live, batch, score, add)
     return Diagonal(total, sum(float(t.double().sum()) for t in total.values()) / size(total))

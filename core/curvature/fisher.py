@@ -41,11 +41,6 @@ def sampled_score(out: AnswerLogits, *, generator: torch.Generator, weight: floa
 def per_row_gradients(live: LiveModel, batch: Batch, scalar: Callable[[AnswerLogits], Tensor]) -> RowScores:
     """Gradients of each row's share of a scalar by every adapter parameter, from one backward pass.
 
-    The gradient of a linear map's weight is the outer product of its output gradient with its input, summed over
-    tokens; keeping the rows apart in that sum replaces the weight gradients of an ordinary backward pass, so the
-    pass costs about one gradient for all rows together. It needs every parameter of `live.leaves` to be the weight
-    of an `nn.Linear`, as the two factors of a LoRA adapter are.
-
     Args:
         live: The model; parameters are taken as they stand.
         batch: B rows.
@@ -55,31 +50,70 @@ def per_row_gradients(live: LiveModel, batch: Batch, scalar: Callable[[AnswerLog
         Parameter name -> [B, out, in].
     """
     found: RowScores = {}
-    for name, inputs, grad in token_gradients(live, batch, scalar):
-        part = torch.bmm(grad.transpose(1, 2), inputs.to(grad.dtype))
-        found[name] = found[name] + part if name in found else part
+    use_row_gradients(live, batch, scalar, found.__setitem__)
     return {name: found[name] if name in found else leaf.new_zeros((len(batch.rows), *leaf.shape))
             for name, leaf in live.leaves.items()}
 
 
-def token_gradients(live: LiveModel, batch: Batch,
-                    scalar: Callable[[AnswerLogits], Tensor]) -> list[tuple[str, Tensor, Tensor]]:
-    """Return what each adapter parameter's gradient is made of, token by token, from one backward pass.
+def use_row_gradients(live: LiveModel, batch: Batch, scalar: Callable[[AnswerLogits], Tensor],
+                      use: Callable[[str, Tensor], None]) -> None:
+    """Hand every adapter parameter's per-row gradients to `use` as the backward pass reaches them.
+
+    The gradient of a linear map's weight is the outer product of its output gradient with its input, summed over
+    tokens; keeping the rows apart in that sum replaces the weight gradients of an ordinary backward pass, so the
+    pass costs about one gradient for all rows together. It needs every parameter of `live.leaves` to be the weight
+    of an `nn.Linear`, as the two factors of a LoRA adapter are.
+
+    Args:
+        live: The model; parameters are taken as they stand.
+        batch: B rows.
+        scalar: A sum over the batch's tokens to be differentiated.
+        use: Called once with (parameter name, gradients [B, out, in]) of each map that the scalar depends on.
+    """
+    parts: RowScores = {}
+
+    def add(name: str, inputs: Tensor, grad: Tensor, left: int) -> None:
+        part = torch.bmm(grad.transpose(1, 2), inputs.to(grad.dtype))
+        parts[name] = parts[name] + part if name in parts else part
+        if not left:
+            use(name, parts.pop(name))
+
+    use_token_gradients(live, batch, scalar, add)
+    for name in list(parts):  # of a map that ran once more than what the scalar depends on
+        use(name, parts.pop(name))
+
+
+def use_token_gradients(live: LiveModel, batch: Batch, scalar: Callable[[AnswerLogits], Tensor],
+                        use: Callable[[str, Tensor, Tensor, int], None]) -> None:
+    """Hand what each adapter parameter's gradient is made of to `use`, token by token, in one backward pass.
+
+    A call's output gradient is freed when `use` returns: those of all calls together are larger than the rest of the
+    pass. What is differentiated by is a zero added to every output, so no gradient of a weight is computed.
 
     Args:
         live: The model; parameters are taken as they stand.
         batch: B rows of T tokens.
         scalar: A sum over the batch's tokens to be differentiated.
-
-    Returns:
-        (parameter name, input [B, T, in], gradient of the output [B, T, out]) of every call of its linear map; a map
-        may run several times in one forward, or never.
+        use: Called with (parameter name, input [B, T, in], gradient of the output [B, T, out], calls of the same map
+            still to come) of every call of a linear map that the scalar depends on; a map may run several times in
+            one forward, or never.
     """
     owners = {id(module.weight): module for module in live.model.modules() if isinstance(module, nn.Linear)}
-    calls: list[tuple[str, Tensor, Tensor]] = []
+    zeros: list[Tensor] = []
+    left: dict[str, int] = {}
 
-    def keep(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        return lambda _, args, output: calls.append((name, args[0].detach(), output))
+    def keep(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+        def called(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            def reached(grad: Tensor) -> None:
+                left[name] -= 1
+                use(name, args[0].detach(), grad, left[name])
+
+            left[name] = left.get(name, 0) + 1
+            zeros.append(output.new_zeros((), requires_grad=True))
+            shifted = output + zeros[-1]
+            shifted.register_hook(reached)
+            return shifted
+        return called
 
     handles = [owners[id(leaf)].register_forward_hook(keep(name)) for name, leaf in live.leaves.items()]
     try:
@@ -87,30 +121,32 @@ def token_gradients(live: LiveModel, batch: Batch,
     finally:
         for handle in handles:
             handle.remove()
-    grads = torch.autograd.grad(value, [output for *_, output in calls], allow_unused=True, materialize_grads=True)
-    return [(name, inputs, grad) for (name, inputs, _), grad in zip(calls, grads, strict=True)]
+    torch.autograd.grad(value, zeros, allow_unused=True)
 
 
-def score_rows(live: LiveModel, losses: Sequence[Loss], *, seed: int) -> Iterator[tuple[Tensor, RowScores]]:
-    """Yield (row numbers, r_i of these rows) a batch, the rows of all losses numbered one after the other.
+def scored(losses: Sequence[Loss], seed: int) -> Iterator[tuple[Tensor, Batch, Callable[[AnswerLogits], Tensor]]]:
+    """Yield (row numbers, batch, score to differentiate) of every batch, the rows of all losses numbered on.
+
+    The scores of a loss are weighted by the root of its token weight, so that the sum of r_i r_i' over the rows
+    estimates the Gauss-Newton matrix of the sum of the losses. Every walk with a seed draws the same labels.
 
     Args:
-        live: The model at its present parameters.
-        losses: Cross-entropies or divergences; the scores of a loss are weighted by the root of its token weight,
-            so that the sum of r_i r_i' estimates the Gauss-Newton matrix of the sum of the losses.
+        losses: Cross-entropies or divergences.
         seed: Of the sampled labels.
-
-    Yields:
-        Row numbers [B] and the scores of these rows.
     """
-    generator = torch.Generator().manual_seed(seed)
-    first = 0
+    generator, first = torch.Generator().manual_seed(seed), 0
     for loss in losses:
         score = partial(sampled_score, generator=generator, weight=loss.token_weight ** 0.5,
                         temperature=loss.temperature)
         for batch in loss.batches:
-            yield batch.rows + first, per_row_gradients(live, batch, score)
+            yield batch.rows + first, batch, score
         first += row_count(loss.batches)
+
+
+def score_rows(live: LiveModel, losses: Sequence[Loss], *, seed: int) -> Iterator[tuple[Tensor, RowScores]]:
+    """Yield (row numbers [B], r_i of these rows) of every batch of `scored`, at the model's present parameters."""
+    for numbers, batch, score in scored(losses, seed):
+        yield numbers, per_row_gradients(live, batch, score)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -23,17 +22,17 @@ from torch import Tensor
 from ..checkpoint.session import LiveModel
 from ..losses import Loss
 from ..params import Params
-from .fisher import sampled_score, score_rows, token_gradients
+from .fisher import scored, use_row_gradients, use_token_gradients
 from .operator import Solution
 
 Factors = dict[str, tuple[Tensor, Tensor]]
-"""Parameter name -> a symmetric matrix over its outputs [out, out] and one over its inputs [in, in], float64."""
+"""Parameter name -> a symmetric matrix over its outputs [out, out] and one over its inputs [in, in]."""
 
 
-WHOLE = 1024
+WHOLE = 512
 """The longest side that keeps all of its eigenvectors."""
 
-LEADING = 512
+LEADING = 256
 """Eigenvectors that a longer side keeps."""
 
 OVERSAMPLED = 32
@@ -92,8 +91,8 @@ def columns(shape: Sequence[int], *, whole: int = WHOLE, leading: int = LEADING)
 
 
 def factor_bytes(shapes: Iterable[Sequence[int]]) -> int:
-    """Return what the factors of parameters of these shapes take while they are summed, float64."""
-    return sum(8 * side * count for shape in shapes for side, count in zip(shape, columns(shape), strict=True))
+    """Return what the factors of float32 parameters of these shapes take while they are summed."""
+    return sum(4 * side * count for shape in shapes for side, count in zip(shape, columns(shape), strict=True))
 
 
 def _directions(size: int, count: int) -> Tensor:
@@ -106,7 +105,8 @@ def kronecker_factors(live: LiveModel, losses: Sequence[Loss], *, seed: int, who
     """Return sums over tokens of g g' and x x' for every parameter; g is the gradient of a sampled label's score.
 
     Tokens that no answer depends on (padding, and prompts where nothing looks back) have g = 0 and are left out of
-    both sums. Of a long side its product with Gaussian directions is returned, [n, leading + `OVERSAMPLED`].
+    both sums. Of a long side its product with Gaussian directions is returned, [n, leading + `OVERSAMPLED`]. All are
+    of the parameters' type.
 
     Args:
         live: The model at its present parameters.
@@ -115,38 +115,43 @@ def kronecker_factors(live: LiveModel, losses: Sequence[Loss], *, seed: int, who
         whole: Longest side that is summed as a whole.
         leading: Eigenvectors that a longer side is to keep.
     """
-    generator = torch.Generator().manual_seed(seed)
     counts = {name: columns(leaf.shape, whole=whole, leading=leading) for name, leaf in live.leaves.items()}
-    sums = {name: tuple(torch.zeros(n, count, dtype=torch.float64, device=leaf.device)
-                        for n, count in zip(leaf.shape, counts[name], strict=True))
+    sums = {name: tuple(leaf.new_zeros(n, count) for n, count in zip(leaf.shape, counts[name], strict=True))
             for name, leaf in live.leaves.items()}
-    sketched = {t.shape: t.device for pair in sums.values() for t in pair if t.shape[0] != t.shape[1]}
-    directions = {shape: _directions(*shape).to(device) for shape, device in sketched.items()}
-    for loss in losses:
-        score = partial(sampled_score, generator=generator, weight=loss.token_weight ** 0.5,
-                        temperature=loss.temperature)
-        for batch in loss.batches:
-            for name, inputs, grad in token_gradients(live, batch, score):
-                g, x = grad.flatten(0, 1).double(), inputs.flatten(0, 1).double()
-                used = (g != 0).any(dim=1)
-                for total, rows in zip(sums[name], (g[used], x[used]), strict=True):
-                    seen = directions.get(total.shape)
-                    total.addmm_(rows.T, rows if seen is None else rows @ seen.to(rows.device))
+    sketched = {t.shape: t for pair in sums.values() for t in pair if t.shape[0] != t.shape[1]}
+    directions = {shape: _directions(*shape).to(like) for shape, like in sketched.items()}
+
+    def add(name: str, inputs: Tensor, grad: Tensor, _: int) -> None:
+        g, x = grad.flatten(0, 1), inputs.flatten(0, 1)
+        used = (g != 0).any(dim=1)
+        for total, rows in zip(sums[name], (g[used].to(sums[name][0]), x[used].to(sums[name][1])), strict=True):
+            seen = directions.get(total.shape)
+            total.addmm_(rows.T, rows if seen is None else rows @ seen.to(rows.device))
+
+    for _, batch, score in scored(losses, seed):
+        use_token_gradients(live, batch, score, add)
     return {name: (out, inner) for name, (out, inner) in sums.items()}
 
 
 def basis(factor: Tensor, leading: int = LEADING) -> Tensor:
-    """Return eigenvectors in columns, float64: all of a square factor, the leading ones of a sketched one."""
-    size, count = factor.shape
+    """Return orthonormal eigenvectors in columns, float64: all of a square factor, the leading ones of a sketched one.
+
+    A sketch Y = C O stands for C about Y (O'Y)^+ Y' (Tropp et al. 2017, without its shift). With Y = Q R the leading
+    eigenvectors are those of R (O'Y)^+ R', turned by Q; where Y is of low rank, Q holds other directions, too.
+
+    Args:
+        factor: C [n, n], or Y [n, m]; its type says how far its numbers are sound.
+        leading: Vectors that are kept of a sketch.
+    """
+    (size, count), wide = factor.shape, factor.double()
     if size == count:
-        return torch.linalg.eigh(factor).eigenvectors
-    directions = _directions(size, count).to(factor.device)
-    # C is about Y (O'Y)^+ Y' with Y = C O. What rounding leaves of O'Y is no part of it: Y may be of low rank, or 0.
-    values, vectors = torch.linalg.eigh((directions.T @ factor + factor.T @ directions) / 2)
-    sound = values > size * torch.finfo(factor.dtype).eps * values.max().clamp(min=0)
-    root = factor @ (vectors[:, sound] / values[sound].sqrt())
-    found = torch.linalg.svd(root, full_matrices=False).U if bool(sound.any()) else root
-    return torch.linalg.qr(torch.cat([found, directions], dim=1)).Q[:, :leading]
+        return torch.linalg.eigh(wide).eigenvectors.contiguous()
+    seen = _directions(size, count).to(factor).double().T @ wide
+    values, vectors = torch.linalg.eigh((seen + seen.T) / 2)
+    sound = values > 10 * torch.finfo(factor.dtype).eps * values.max().clamp(min=0)  # what is less is rounding
+    q, r = torch.linalg.qr(wide)
+    root = r @ (vectors[:, sound] / values[sound].sqrt())
+    return (q @ torch.linalg.svd(root).U[:, :leading]).contiguous()
 
 
 def ekfac(live: LiveModel, losses: Sequence[Loss], *, seed: int, whole: int = WHOLE,
@@ -172,13 +177,16 @@ def ekfac(live: LiveModel, losses: Sequence[Loss], *, seed: int, whole: int = WH
               ((item, bases[item[0]]) for item in live.leaves.items())}
     rest = {name: leaf.new_zeros(min(leaf.shape)) for name, leaf in live.leaves.items()
             if values[name].shape != leaf.shape}
-    for _, scores in score_rows(live, losses, seed=seed):
-        for name, block in scores.items():
-            out, inner = bases[name]
-            squares = (out.T @ block.to(out) @ inner).square()
-            values[name] += squares.sum(0)
-            if name in rest:
-                rest[name] += _outside(block.to(out), out, inner, squares)
+
+    def add(name: str, scores: Tensor) -> None:
+        out, inner = bases[name]
+        squares = (out.T @ scores.to(out) @ inner).square()
+        values[name] += squares.sum(0)
+        if name in rest:
+            rest[name] += _outside(scores.to(out), out, inner, squares)
+
+    for _, batch, score in scored(losses, seed):
+        use_row_gradients(live, batch, score, add)
     rest = {name: total.clamp(min=0) / (max(live.leaves[name].shape) - leading)
             for name, total in rest.items()}
     trace = sum(float(t.double().sum()) for t in values.values())

@@ -6,7 +6,8 @@
 Times: every case is run once a round between two gradient passes and divided by their mean; the table gives the
 median and the range of these ratios over the rounds. Memory: every case runs in a fresh process; its figure is the peak
 of the resident set (pages of mapped files included) over what was resident before the case began, with the model
-loaded. Rows are random tokens of ragged lengths, as many as the default fit of retain rows.
+loaded. Freed memory goes back to the system, as in every command. Rows are random tokens of ragged lengths, as many as
+the default fit of retain rows.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from pathlib import Path
 import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
+from saferestore.cli.memory import return_freed_memory
 from saferestore.core.checkpoint.session import LiveModel
 from saferestore.core.curvature.diagonal import diagonal_fisher
 from saferestore.core.curvature.engines import ENGINES, EngineInputs
@@ -339,6 +341,7 @@ def main() -> None:
     """Measure, print, and write where asked."""
     arguments = parsed()
     torch.set_num_threads(arguments.threads)
+    return_freed_memory()  # as the command line does
     if arguments.case:
         print(peak_of(arguments))
         return

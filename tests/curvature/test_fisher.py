@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -15,6 +16,7 @@ from saferestore.core.curvature.fisher import (
     per_row_gradients,
     sampled_score,
     score_rows,
+    use_row_gradients,
 )
 from saferestore.core.data.batches import Batch
 from saferestore.core.losses import AnswerLogits, cross_entropy, kl_divergence, log_probabilities
@@ -74,6 +76,20 @@ def test_per_row_gradients_have_the_shape_of_the_parameter_and_leave_no_hook_beh
     assert not any(block.requires_grad for block in scores.values())
 
 
+def test_gradients_are_handed_over_one_after_another_and_not_kept():
+    live, batch = live_model(every_module=True), ragged_batches(4)[0]
+    seen: list[weakref.ref[Tensor]] = []
+    most = 0
+
+    def use(_: str, block: Tensor) -> None:
+        nonlocal most
+        seen.append(weakref.ref(block))
+        most = max(most, sum(each() is not None for each in seen))
+
+    use_row_gradients(live, batch, _given_labels, use)
+    assert len(seen) == len(live.leaves) and most <= 2
+
+
 class _Twice(nn.Module):
     """A layer run twice in one forward, as weights shared between layers are."""
 
@@ -83,6 +99,27 @@ class _Twice(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + 0.5 * self.inner(torch.tanh(self.inner(x)))
+
+
+def test_a_use_that_the_scalar_does_not_depend_on_adds_nothing():
+    live, batch = live_model(), ragged_batches(4)[0]
+    wanted = per_row_gradients(live, batch, _given_labels)
+    layer = live.model.get_base_model().model.layers[0].self_attn
+    layer.v_proj = _Beside(layer.v_proj)
+    found = per_row_gradients(live, batch, _given_labels)
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+class _Beside(nn.Module):
+    """A layer that runs a second time for nothing."""
+
+    def __init__(self, inner: nn.Module):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.inner(2 * x)
+        return self.inner(x)
 
 
 def test_a_module_used_twice_in_one_forward_has_the_sum_of_both_uses():

@@ -69,7 +69,7 @@ def test_passes_and_kronecker_factors_are_those_of_the_engine(pair: CheckpointPa
     scored_again = {"ekfac": 2, "fisher": 1, "cg": 1, "identity": 0}[engine]  # by a fresh adapter
     assert full["gradient_passes_at_most"] == config.max_steps + passes + scored_again
     live = open_tiny(*saved)[1].adapter()
-    squares = sum(8 * side * side for leaf in live.leaves.values() for side in leaf.shape)
+    squares = sum(4 * side * side for leaf in live.leaves.values() for side in leaf.shape)
     assert plan["bytes"]["kronecker_factors"] == (squares if engine == "ekfac" else 0)
 
 
