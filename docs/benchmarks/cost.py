@@ -1,7 +1,9 @@
-"""Measure what curvature costs: time against one gradient pass over the same tokens, memory against a training step.
+r"""Measure what curvature costs: time against one gradient pass over the same tokens, memory against a training step.
 
     python docs/benchmarks/cost.py --model sample_data/base --adapter sample_data/tuned --write
     python docs/benchmarks/cost.py --shape wide --rows 16 --batch-size 8 --only ekfac LoRA --write cost-wide
+    python docs/benchmarks/cost.py --shape half --dtype bfloat16 --rows 16 --batch-size 8 --only ekfac LoRA \
+        --write cost-half
 
 Times: every case is run once a round between two gradient passes and divided by their mean; the table gives the
 median and the range of these ratios over the rounds. Memory: every case runs in a fresh process; its figure is the peak
@@ -58,22 +60,24 @@ class Bench:
     v: Params
 
 
-SHAPES = {"small": (1024, 128, 384, 4, 4, 2), "wide": (32000, 896, 4864, 4, 14, 2)}
-"""Random Llamas: vocabulary, hidden and inner width, layers, heads, heads of keys. `wide` has layers of the shape of a
-model of half a billion parameters, but four of them: sides of 4864 are longer than an EK-FAC engine keeps whole."""
+SHAPES = {"small": (1024, 128, 384, 4, 4, 2), "wide": (32000, 896, 4864, 4, 14, 2),
+          "half": (151936, 896, 4864, 24, 14, 2)}
+"""Random Llamas: vocabulary, hidden and inner width, layers, heads, heads of keys. `half` has the shape of a model of
+half a billion parameters (Qwen2.5-0.5B), `wide` its layers, but four of them and a smaller vocabulary: sides of 896 and
+4864 are longer than an EK-FAC engine keeps whole."""
 
 
-def load(model: str | None, adapter: str | None, shape: str) -> nn.Module:
-    """The base with its adapter, or a random Llama of a shape with a random one."""
+def load(model: str | None, adapter: str | None, shape: str, dtype: torch.dtype) -> nn.Module:
+    """The base with its adapter, or a random Llama of a shape with a random one; adapters are float32."""
     torch.manual_seed(0)
     if model is None:
         vocabulary, hidden, inner, layers, heads, keys = SHAPES[shape]
         base = LlamaForCausalLM(LlamaConfig(
             vocab_size=vocabulary, hidden_size=hidden, intermediate_size=inner, num_hidden_layers=layers,
             num_attention_heads=heads, num_key_value_heads=keys, max_position_embeddings=256,
-            tie_word_embeddings=shape == "wide", attn_implementation="eager"))
+            tie_word_embeddings=shape != "small", attn_implementation="eager")).to(dtype)
     else:
-        base = AutoModelForCausalLM.from_pretrained(model, attn_implementation="eager", dtype=torch.float32)
+        base = AutoModelForCausalLM.from_pretrained(model, attn_implementation="eager", dtype=dtype)
     if adapter is not None:
         return PeftModel.from_pretrained(base, adapter, is_trainable=True).eval()
     lora = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
@@ -82,7 +86,7 @@ def load(model: str | None, adapter: str | None, shape: str) -> nn.Module:
 
 def bench(arguments: argparse.Namespace) -> Bench:
     """Model, random ragged rows and one vector."""
-    model = load(arguments.model, arguments.adapter, arguments.shape)
+    model = load(arguments.model, arguments.adapter, arguments.shape, getattr(torch, arguments.dtype))
     leaves = {name: p for name, p in sorted(model.named_parameters()) if p.requires_grad}
     live = LiveModel(model, None, leaves, torch.device("cpu"))  # type: ignore[arg-type]
     generator = torch.Generator().manual_seed(0)
@@ -267,7 +271,7 @@ def measure_memory(arguments: argparse.Namespace) -> list[dict[str, object]]:
     for case in [case for case in MEMORY if asked(case, arguments.only) or MEMORY[case] is training_step]:
         command = [sys.executable, __file__, "--case", case, "--rows", str(arguments.rows),
                    "--batch-size", str(arguments.batch_size), "--threads", str(arguments.threads),
-                   "--shape", arguments.shape]
+                   "--shape", arguments.shape, "--dtype", arguments.dtype]
         for flag in ("model", "adapter"):
             command += [f"--{flag}", value] if (value := getattr(arguments, flag)) else []
         peaks = [int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
@@ -287,7 +291,8 @@ def described(arguments: argparse.Namespace, b: Bench) -> list[str]:
     tokens = int(sum(batch.attention_mask.sum() for batch in b.batches))
     return [
         f"- Machine: {cpu}, {arguments.threads} of {os.cpu_count()} cores used, {platform.system()}; Python "
-        f"{platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}; float32.",
+        f"{platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}; "
+        f"weights {arguments.dtype}, adapter float32.",
         f"- Commit: {commit.stdout.strip()}. Command: `python docs/benchmarks/cost.py {' '.join(sys.argv[1:])}`.",
         f"- Model: {arguments.model or f'random Llama, {arguments.shape}'}, {size:,} parameters of which {trained:,} "
         "are adapter.",
@@ -325,6 +330,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--model", help="directory of the base model (default: a random Llama)")
     parser.add_argument("--adapter", help="directory of its LoRA adapter (default: a random one on all linear maps)")
     parser.add_argument("--shape", choices=list(SHAPES), default="small", help="of the random Llama")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the base's weights")
     parser.add_argument("--only", nargs="*", default=[], metavar="PART", help="rows with one of these in their name")
     parser.add_argument("--rows", type=int, default=128)
     parser.add_argument("--batch-size", type=int, default=32)
