@@ -1,7 +1,7 @@
 r"""Measure what curvature costs: time against one gradient pass over the same tokens, memory against a training step.
 
     python docs/benchmarks/cost.py --model sample_data/base --adapter sample_data/tuned --write
-    python docs/benchmarks/cost.py --shape wide --rows 16 --batch-size 8 --only ekfac LoRA --write cost-wide
+    python docs/benchmarks/cost.py --shape wide --rows 16 --batch-size 8 --only ekfac LoRA fisher --write cost-wide
     python docs/benchmarks/cost.py --shape half --dtype bfloat16 --rows 16 --batch-size 8 --only ekfac LoRA \
         --write cost-half
 
