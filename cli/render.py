@@ -75,10 +75,11 @@ class _Rate(ProgressColumn):
 
 
 def title(report: dict[str, Any]) -> Text:
-    """Return the first line: the verdict, its exit code and the figure that carries it."""
+    """Return the first line: the verdict, its exit code and the figure that carries it, or that nothing was lost."""
     before, after = (rows.rate_text(report[key]["harmful_rate"]).split(" ")[0] for key in ("before", "after"))
+    safe = any(warning["code"] == "W_ALREADY_SAFE" for warning in report["warnings"])
     return Text.assemble((report["verdict"], COLOURS[report["verdict"]]), f" (exit {report['exit_code']}): ",
-                         f"harmful answers {before} -> {after}")
+                         "nothing was lost, " if safe else "", f"harmful answers {before} -> {after}")
 
 
 def summary(report: dict[str, Any], out: Path) -> RenderableType:

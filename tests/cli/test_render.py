@@ -44,6 +44,12 @@ def test_everything_asked_for_is_shown(capsys: pytest.CaptureFixture[str]) -> No
         assert expected in text
 
 
+def test_the_first_line_says_where_nothing_was_lost(capsys: pytest.CaptureFixture[str]) -> None:
+    safe = report(warnings=[{"code": "W_ALREADY_SAFE", "message": "the tuned model refuses"}])
+    assert ": nothing was lost, harmful answers " in printed(safe, capsys).splitlines()[0]
+    assert "nothing was lost" not in printed(report(), capsys)
+
+
 def test_a_missing_figure_is_a_dash_with_its_reason(capsys: pytest.CaptureFixture[str]) -> None:
     text = printed(without_task(), capsys)
     assert "task accuracy: not given, no task rows were given" in text
