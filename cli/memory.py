@@ -16,7 +16,8 @@ def return_freed_memory() -> bool:
     """Keep glibc from holding freed tensors for later use; elsewhere nothing is done.
 
     Its bound rises with what was freed, up to 32 MiB; below it freed tensors stay with the process, in holes that the
-    next ones may not fit. A fixed bound was measured to take a third off the peak of a restoration, for 3% of its time.
+    next ones may not fit. A fixed bound was measured to take a third off the peak of a restoration at the layers of a
+    model of half a billion parameters, for 3% of a gradient pass; on the tiny sample a pass of scores took 19% longer.
 
     Returns:
         Whether it was done.

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from saferestore.core.errors import UsageError
 from saferestore.sample_data import texts
 
 FOLDER = Path(__file__).parents[1] / "docs" / "benchmarks"
@@ -40,3 +42,15 @@ def test_no_harmless_row_asks_what_the_records_ask(pairs: Any) -> None:
 def test_every_pair_of_the_benchmark_is_named_once(pairs: Any) -> None:
     names = [pair.name for pair in pairs.all_pairs((0, 1, 2))]
     assert len(set(names)) == len(names) == 54
+
+
+def test_a_method_that_restore_refuses_on_a_pair_is_refused_there(pairs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    frontier = importlib.import_module("frontier")
+    inputs = SimpleNamespace(pair=SimpleNamespace(kind="full"), data=SimpleNamespace(harmful=[1]))
+    monkeypatch.setattr(frontier, "given", lambda *_: inputs)
+    monkeypatch.setattr(frontier, "endpoints", lambda *_: [])
+    for name in ("ssd", "safemerge"):
+        with pytest.raises(UsageError, match=f"works on an adapter.*--method {name}"):
+            frontier.run_method(None, name)
+    inputs.pair.kind = "lora"
+    assert frontier.run_method(None, "ssd") == []

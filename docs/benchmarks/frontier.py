@@ -37,6 +37,7 @@ from saferestore.core.losses import row_divergences
 from saferestore.core.params import Params
 from saferestore.core.pipeline import make_examiner, method_inputs, solver_settings
 from saferestore.core.restoration.methods.inputs import Inputs
+from saferestore.core.restoration.methods.requirements import check
 from saferestore.core.restoration.methods.table import METHODS, RECIPES
 from saferestore.core.restoration.methods.train import Path as Trained
 from saferestore.core.restoration.methods.train import Recipe, trained, within_budget
@@ -185,8 +186,10 @@ def systems(cell: Cell) -> Iterator[Row]:
 
 
 def run_method(cell: Cell, name: str) -> list[Row]:
-    """Return every row of a method on a pair."""
+    """Return every row of a method on a pair; UsageError where `restore` would refuse it there."""
     found, began = [], time.perf_counter()
+    if name in METHODS:
+        check(name, METHODS[name].needs, given(cell, BUDGET, 1))
     for budget, passes, all_passes, params, strength in endpoints(cell, name):
         row = {"method": name, "budget": budget, "passes": passes, "passes_all": all_passes, "strength": strength,
                **measured(cell, params)}
