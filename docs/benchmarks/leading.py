@@ -4,8 +4,9 @@ Usage: python docs/benchmarks/leading.py --pairs FOLDER [--seeds 1] [--only PART
 
 The pairs are those of `frontier.py` (made below FOLDER where they are missing); `kfac.WHOLE` and `kfac.LEADING` were
 chosen after a look at the results. Every side longer than K keeps K leading eigenvectors, from a sketch of K + 8
-columns; `whole` keeps all, as the default does up to `kfac.WHOLE`. Budgets, passes, rows and area are those of the frontier. Results are appended to leading.jsonl
-beside this file, what is there is not repeated; leading.md is written from them.
+columns; `whole` keeps all, as the default does up to `kfac.WHOLE`. Budgets, passes, rows and area are those of the
+frontier. Results are appended to leading.jsonl beside this file, what is there is not repeated; leading.md is written
+from them.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ Single results: `leading.jsonl`; commit {commit}, torch {torch}, one thread.
 
 {table}
 
-`share` is how much of the gain of `whole` over `identity` is kept. What the default keeps of longer sides was chosen after a
-look at this table, so it is no test of that choice.
+`share` is how much of the gain of `whole` over `identity` is kept. What the default keeps of longer sides was chosen
+after a look at this table, so it is no test of that choice.
 """
 
 
