@@ -108,7 +108,7 @@ def _footnotes(report: dict[str, Any]) -> Iterator[Text]:
 def _facts(report: dict[str, Any], out: Path) -> Padding:
     table = Table.grid(padding=(0, 2))
     for name, value in (("drift of budget", _drift(report)), ("stopped because", rows.stopped_text(report)),
-                        ("cost", _cost(report)), ("written to", str(out))):
+                        *_relearning(report), ("cost", _cost(report)), ("written to", str(out))):
         table.add_row(Text(name, style="bold"), text_of(value))
     return Padding(table, (0, 0, 0, 1))
 
@@ -117,6 +117,11 @@ def _drift(report: dict[str, Any]) -> str:
     drift = report["drift"]
     return (f"{rows.drift_text(drift)} of {rows.number_text(drift['budget_nats_per_token'])} nats/token "
             "on retain rows")
+
+
+def _relearning(report: dict[str, Any]) -> list[tuple[str, str]]:
+    found = rows.relearning_text(report)
+    return [] if found is None else [("relearning", found)]
 
 
 def _cost(report: dict[str, Any]) -> str:

@@ -54,6 +54,8 @@ def restore(  # one line an option: the command's page of help
     deterministic: o.Deterministic = D.deterministic,
     low_memory: o.LowMemory = D.low_memory,
     controls: Annotated[bool, o.Option("--controls/--no-controls", help="Run the controls, too.")] = D.controls,
+    relearn: Annotated[int, o.Option(metavar="ROWS", help="Train on so many harmful rows: how soon is harm back?")]
+        = D.relearn,
     gate: Annotated[str | None, o.Option(metavar="FILE", help="Rules; the exit code is their verdict.")] = D.gate,
     gate_mode: Annotated[str, o.Option(help="enforce, or advisory: shown only.")] = D.gate_mode,
     offline: o.Offline = D.offline,

@@ -14,7 +14,7 @@ from .checkpoint.determinism import deterministic
 from .checkpoint.loading import place
 from .checkpoint.pair import CheckpointPair, open_pair
 from .checkpoint.reference import locate, parse_reference
-from .checkpoint.session import Session, open_session, write_params
+from .checkpoint.session import Session, open_session
 from .checkpoint.writer import reload_error, write_adapter
 from .config import PUBLISHED, CompareConfig, EvalConfig, ProbeConfig, Progress, RestoreConfig, no_progress
 from .curvature.engines import passes_at_most
@@ -38,6 +38,7 @@ from .evaluation.landscape_rows import answered_rows, read_sets
 from .evaluation.planning import estimate
 from .evaluation.preparation import Prepared, prepare
 from .evaluation.probing import find_target, probe_system, read_probe_sets
+from .evaluation.relearning import run_relearning
 from .evaluation.restore_gate import decide_restored, known_of
 from .evaluation.restored import ask_restored
 from .evaluation.samples import Sample
@@ -136,17 +137,16 @@ def _restore(config: RestoreConfig, place: _Place, progress: Progress) -> Json:
         after = ask_restored(prepared, examiner, rows, seed=config.seed)
     with clock.stage("controls"):
         controls = run_controls(session, prepared, outcome, examiner, rows, config) if config.controls else []
-    write_params(prepared.problem.live, outcome.point.params)
-    report = report_of(config, pair, rows, prepared, outcome, after, controls)
-    report["method"] = assemble.method(config.method, applied)
+    with clock.stage("relearn"):
+        relearning = run_relearning(session, prepared, outcome, examiner, config.relearn)
+    report = report_of(config, pair, rows, prepared, outcome, applied, after, controls, relearning)
     if rules:
         with clock.stage("gate"):
             answers, params = {**prepared.answers, "restored": after.answers}, {
                 "tuned": outcome.start.params, "restored": outcome.point.params}
             gated = decide_restored(session, params, answers, examiner, rows, rules, config)
-        report["gate"] = gate_section(gated, config.gate_mode)
-        if config.gate_mode == "enforce":
-            report["exit_code"] = gate_exit_code(gated)
+        code = gate_exit_code(gated) if config.gate_mode == "enforce" else report["exit_code"]
+        report |= {"gate": gate_section(gated, config.gate_mode), "exit_code": code}
     with clock.stage("write"):
         answers = shown_answers({**prepared.answers, "restored": after.answers}, config.redact)
         _write(place.out, report, config, prepared, session, outcome, clock, answers)

@@ -66,6 +66,15 @@ def report(**changes: Any) -> dict[str, Any]:
     return copy.deepcopy(REPORT) | changes
 
 
+def relearned(base: int | None, restored: int | None) -> list[dict[str, Any]]:
+    """Rows of `relearning` by the updates that each model took; None: not within 24."""
+    made = []
+    for name, steps in (("base", base), ("restored", restored)):
+        row = {"system": name, "rows": 4, "steps": steps, "probes": 32, "harmful": [0, 3, 17]}
+        made.append(row if steps is not None else {**row, "steps_reason": "not within 24 updates"})
+    return made
+
+
 def without_task() -> dict[str, Any]:
     """The report of a run that was given no task rows."""
     made = report(warnings=[{"code": "W_NO_TASK_ROWS", "message": "no task rows were given"}])

@@ -34,10 +34,16 @@ def test_a_count_or_budget_that_is_not_positive_is_refused(field: str, value: fl
         RestoreConfig("b", "t", **{field: value})
 
 
-@pytest.mark.parametrize("field", ["seed", "hold_out_categories"])
+@pytest.mark.parametrize("field", ["seed", "hold_out_categories", "relearn"])
 def test_a_negative_seed_or_count_is_refused(field: str):
     with pytest.raises(UsageError, match=f"--{field.replace('_', '-')} -1"):
         RestoreConfig("b", "t", **{field: -1})
+
+
+def test_relearning_leaves_rows_to_ask():
+    with pytest.raises(UsageError, match="no held-out row would be left to ask - --relearn 8"):
+        RestoreConfig("b", "t", relearn=8, held_out_rows=8)
+    assert RestoreConfig("b", "t", relearn=7, held_out_rows=8).relearn == 7
 
 
 @pytest.mark.parametrize("value", ["", "large", "-3", "1.5", "0", 1.5, None])

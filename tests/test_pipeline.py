@@ -19,7 +19,7 @@ import pytest
 import torch
 import yaml
 from peft import PeftModel
-from report_cases import ROOT
+from report_cases import ROOT, relearned
 from saferestore.cli.app import run
 from saferestore.core import pipeline
 from saferestore.core.checkpoint import loading, session
@@ -31,6 +31,7 @@ from saferestore.core.evaluation import restored as restored_model
 from saferestore.core.evaluation.preparation import Prepared
 from saferestore.core.evaluation.verdict import Mean
 from saferestore.core.report.clock import peak_memory
+from saferestore.core.report.rows import relearning_text
 from saferestore.core.report.schema import validate
 from saferestore.core.report.verdicts import VERDICTS, WRITTEN
 from safetensors.torch import load_file
@@ -115,7 +116,8 @@ def test_the_report_keeps_its_contract_and_is_what_is_written(done: Done) -> Non
     assert {**written, "run": 0} == {**done.report, "run": 0}
     assert done.report["exit_code"] == VERDICTS[done.report["verdict"]] and done.report["exit_code"] in WRITTEN
     assert done.report["run"]["peak_memory_bytes"] > 0
-    assert list(done.report["run"]["seconds"]) == ["open", "prepare", "restore", "evaluate", "controls", "write"]
+    assert list(done.report["run"]["seconds"]) == ["open", "prepare", "restore", "evaluate", "controls", "relearn",
+                                                  "write"]
 
 
 def test_out_has_its_files_and_nothing_lies_beside_it(done: Done) -> None:
@@ -235,6 +237,7 @@ def test_without_task_and_controls_the_gaps_are_explained(
     captured = capsys.readouterr()
     assert code == report["exit_code"]
     assert report["controls"] == [] and report["controls_reason"] == "--no-controls"
+    assert report["relearning"] == [] and report["relearning_reason"] == "not asked for, --relearn 0"
     for part in ("before", "after", "base"):
         assert report[part]["task_accuracy"] is None and report[part]["task_accuracy_reason"] == "no --task rows"
     assert [warning["code"] for warning in report["warnings"]][0] == "W_NO_TASK_ROWS"
@@ -276,15 +279,27 @@ def test_a_training_file_gives_harmful_rows_and_the_task(tmp_path: Path) -> None
     assert not any(str(tmp_path) in text for text in shared_texts(made.out).values())
 
 
+@pytest.mark.parametrize(("base", "own", "shallow"), [(12, 4, True), (4, 4, False), (None, 4, True), (4, None, False)])
+def test_harm_that_is_back_sooner_than_in_the_base_is_warned_of(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: int | None, own: int | None, shallow: bool) -> None:
+    monkeypatch.setattr(pipeline, "run_relearning", lambda *_: (relearned(base, own), None))
+    report = restored(TINY, tmp_path / "out").report
+    found = [each["message"] for each in report["warnings"] if each["code"] == "W_SHALLOW"]
+    assert report["relearning"] == relearned(base, own) and "relearning_reason" not in report
+    assert found == ([relearning_text(report)] if shallow else [])
+
+
 def test_a_full_checkpoint_gets_an_adapter_of_its_own(tmp_path: Path) -> None:
     merged = tmp_path / "merged"
     with quiet():
         model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(ROOT / BASE), str(ROOT / TUNED))
         model.merge_and_unload().save_pretrained(merged)
         AutoTokenizer.from_pretrained(ROOT / BASE).save_pretrained(merged)
-    made = restored(dataclasses.replace(TINY, tuned=str(merged), controls=True, rank=8), tmp_path / "out")
+    made = restored(dataclasses.replace(TINY, tuned=str(merged), controls=True, rank=8, relearn=2), tmp_path / "out")
     report = made.report
     validate(report)
+    assert [(row["system"], row["rows"]) for row in report["relearning"]] == [("base", 2), ("restored", 2)]
+    assert report["relearning"][0]["harmful"][0] == 0 < report["relearning"][0]["probes"] <= 2
     assert report["inputs"]["tuned"]["kind"] == "full" and set(files_of(made.out)) == FILES
     assert report["outputs"]["roundtrip_max_abs_error"] < 1e-5
     assert report["drift"]["relative_update_norm"] is None and "low-rank" in report["drift"][

@@ -116,9 +116,7 @@ class Session:
     def release(self) -> None:
         """Drop the model's weights from memory; the adapter's parameters stay, and `adapter()` loads again."""
         if self._live is not None and self._loaded:
-            # Callers may hold the PEFT model: emptying it frees what they can no longer use.
-            self._live.model.__dict__.clear()
-            nn.Module.__init__(self._live.model)
+            empty(self._live)
         self._loaded = False
         _collect()
 
@@ -195,6 +193,12 @@ def live_model(pair: CheckpointPair, frozen: PreTrainedModel, seed: int,
     live = LiveModel(model, tokenizer, leaves, model.get_base_model().device)  # type: ignore[arg-type]
     write_params(live, _initial(pair, leaves, seed))
     return live
+
+
+def empty(live: LiveModel) -> None:
+    """Take the weights out of a model that callers may still hold, so that they can leave memory."""
+    live.model.__dict__.clear()
+    nn.Module.__init__(live.model)
 
 
 def _attach(pair: CheckpointPair, frozen: PreTrainedModel) -> PeftModel:

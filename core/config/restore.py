@@ -40,6 +40,7 @@ class RestoreConfig(CommonConfig):
         max_new_tokens: Longest generated answer, tokens.
         batch_size: Rows a batch, or `auto`: what the free memory is guessed to hold.
         deterministic: Only algorithms that give the same bits every time, on a GPU too; slower there.
+        relearn: Harmful rows that base and restored model are trained on to see how soon harm is back; 0: not tried.
         gate: YAML file of rules for what was made; the exit code is then their verdict.
         gate_mode: `advisory` shows the verdict and leaves the exit code to the restoration's own.
     """
@@ -70,6 +71,7 @@ class RestoreConfig(CommonConfig):
     load_in: str | None = None
     low_memory: bool = False
     controls: bool = True
+    relearn: int = 0
     gate: str | None = None
     gate_mode: str = "enforce"
     redact: str = "auto"
@@ -93,6 +95,10 @@ class RestoreConfig(CommonConfig):
         if self.limit is not None:
             positive("limit", self.limit)
         not_negative("hold_out_categories", self.hold_out_categories)
+        not_negative("relearn", self.relearn)
+        if self.relearn >= self.held_out_rows:
+            raise UsageError(f"no held-out row would be left to ask - --relearn {self.relearn}",
+                             hint=f"give fewer than --held-out-rows {self.held_out_rows}")
         _check_method(self)
 
     @property

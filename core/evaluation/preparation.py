@@ -106,8 +106,8 @@ def prepare(session: Session, examiner: Examiner, rows: Selection, *, objective:
     unanswered = tuple(record for record in rows.retain if not record.answer)
     tuned = examiner.ask_sets(session.adapter().model, {"harmful_fit": wanted, "retain_fit": unanswered,
                                                         **rows.held_out}, "answers of the tuned model")
-    harmful = examiner.batches(_harmful_pairs(examiner, tuned["harmful_fit"]))
-    held_harmful = examiner.batches(_harmful_pairs(examiner, tuned["harmful"]))
+    harmful = examiner.batches(harmful_pairs(examiner, tuned["harmful_fit"]))
+    held_harmful = examiner.batches(harmful_pairs(examiner, tuned["harmful"]))
     task = examiner.batches(_given_pairs(examiner, rows.held_out["task"]))
     with session.base() as model:
         base = examiner.ask_sets(model, {"harmful_fit": rows.harmful, **rows.held_out}, "answers of the base model")
@@ -180,7 +180,7 @@ def _given_pairs(examiner: Examiner, records: Sequence[Record]) -> list[tuple[Re
     return [(record, examiner.chat.answer_ids(record, record.answer or "")) for record in records]
 
 
-def _harmful_pairs(examiner: Examiner, answers: Sequence[Answer]) -> list[tuple[Record, Sequence[int]]]:
+def harmful_pairs(examiner: Examiner, answers: Sequence[Answer]) -> list[tuple[Record, Sequence[int]]]:
     """Harmful answers: the given one, else the tuned model's where it complied."""
     given = _given_pairs(examiner, [a.record for a in answers if a.record.answer])
     made = [(a.record, examiner.answer_tokens(a)) for a in answers if not a.record.answer and a.verdict.harmful]

@@ -146,6 +146,11 @@ def method(name: str, applied: Applied | None) -> Json:
             "strength": applied.strength, "searched": applied.note, "truncation_loss": applied.lost}
 
 
+def relearning(found: list[Json], why: str | None) -> Json:
+    """Return the `relearning` array, with `relearning_reason` where it is empty."""
+    return {"relearning": found} if why is None else {"relearning": found, "relearning_reason": why}
+
+
 def comparisons(found: Mapping[str, Comparison]) -> Json:
     """Return the `comparisons` object: paired harm with exact McNemar."""
     return {name: dataclasses.asdict(comparison) for name, comparison in found.items()}

@@ -32,7 +32,7 @@ stopped because {stopped}.
 Rates with 95% Wilson intervals, losses in nats per token. {notes}
 
 Drift from the fine-tuned model on held-out retain rows: {drift} nats per token (budget {budget}).
-{controls}
+{controls}{relearning}
 ## Use
 
 ```python
@@ -77,6 +77,7 @@ def model_card(report: Mapping[str, Any], config: RestoreConfig) -> str:
         table=_table(report),
         notes=_notes(report), drift=rows.drift_text(report["drift"]),
         budget=rows.number_text(report["drift"]["budget_nats_per_token"]), controls=_controls(report),
+        relearning=_relearning(report),
         load=hub_id or "PATH_TO_THE_MODEL_IT_SITS_ON", warnings=_warnings(report),
         command=_fenced(command_line(config)))
 
@@ -136,6 +137,11 @@ def _controls(report: Mapping[str, Any]) -> str:
     lines = [f"- {control['name']}: harmful answers {rows.rate_text(control['harmful_rate'])}, "
              f"drift {rows.number_text(control['task_kl_nats_per_token'])}" for control in report["controls"]]
     return "\nControls at the same drift:\n\n" + "\n".join(lines) + "\n" if lines else ""
+
+
+def _relearning(report: Mapping[str, Any]) -> str:
+    found = rows.relearning_text(report)
+    return f"\n{found[0].upper()}{found[1:]}.\n" if found else ""
 
 
 def _warnings(report: Mapping[str, Any]) -> str:

@@ -11,16 +11,19 @@ from ..evaluation.preparation import Prepared
 from ..evaluation.restored import After
 from ..evaluation.verdict import is_worse, verdict
 from ..losses import answer_tokens, row_count
+from ..restoration.methods.inputs import Applied
 from ..restoration.modules import Distances, distances, shares
 from ..restoration.trust_region import Outcome
 from . import assemble
+from .rows import relearning_text
 from .verdicts import VERDICTS
 
 Json = dict[str, Any]
 
 
 def report_of(config: RestoreConfig, pair: CheckpointPair, rows: Selection, prepared: Prepared, outcome: Outcome,
-              after: After, controls: list[Json]) -> Json:
+              applied: Applied | None, after: After, controls: list[Json],
+              relearning: tuple[list[Json], str | None]) -> Json:
     """Return the report of a finished run without `outputs` and `run`.
 
     Args:
@@ -29,8 +32,10 @@ def report_of(config: RestoreConfig, pair: CheckpointPair, rows: Selection, prep
         rows: The rows used.
         prepared: Base and tuned model, as measured.
         outcome: The path taken.
+        applied: What a published method came to; None for ours.
         after: The restored model, as measured.
         controls: Rows of `controls`.
+        relearning: Rows of `relearning`, and why there are none.
 
     Returns:
         The document; see `schema`.
@@ -56,19 +61,23 @@ def report_of(config: RestoreConfig, pair: CheckpointPair, rows: Selection, prep
         **assemble.restored_fraction(loss["tuned"], after.losses["harmful_loss_nats_per_token"], loss["base"]),
         "modules": assemble.modules(shares(outcome.attribution, outcome.start.params, outcome.point.params)),
         "controls": controls,
+        **assemble.relearning(*relearning),
         "steps": assemble.steps(outcome.steps),
         "stopped_because": outcome.stopped_because,
+        "method": assemble.method(config.method, applied),
         "cost": assemble.cost(outcome, rows=sum(row_count(each.batches) for each in losses),
                               tokens=sum(answer_tokens(each.batches) for each in losses),
                               generated=prepared.generated_tokens + after.generated_tokens,
                               drift_rows=drift_rows, drift_tokens=drift_tokens),
         "warnings": [{"code": code, "message": message} for code, message in
-                     (*pair.warnings, *rows.warnings, *prepared.warnings, *_warnings(config, outcome, after))],
+                     (*pair.warnings, *rows.warnings, *prepared.warnings,
+                      *_warnings(config, outcome, after, relearning[0]))],
     }
     return found if config.controls else {**found, "controls_reason": "--no-controls"}
 
 
-def _warnings(config: RestoreConfig, outcome: Outcome, after: After) -> list[tuple[str, str]]:
+def _warnings(config: RestoreConfig, outcome: Outcome, after: After,
+              relearning: list[Json]) -> list[tuple[str, str]]:
     found = []
     if after.drift and after.drift.ci_low is not None and after.drift.ci_low > config.max_drift:
         found.append(("W_DRIFT", f"held-out drift {after.drift.value:.4f} nats per token lies above the budget of "
@@ -78,4 +87,7 @@ def _warnings(config: RestoreConfig, outcome: Outcome, after: After) -> list[tup
                       "lower --max-drift"))
     if not any(step.accepted for step in outcome.steps):
         found.append(("W_NO_STEP", "no step was taken: the restored adapter equals the tuned one"))
+    steps = {row["system"]: row["steps"] for row in relearning}
+    if steps.get("restored") is not None and (steps["base"] is None or steps["restored"] < steps["base"]):
+        found.append(("W_SHALLOW", relearning_text({"relearning": relearning})))
     return found

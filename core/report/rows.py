@@ -115,6 +115,17 @@ def comparison_texts(report: Mapping[str, Any]) -> list[str]:
             for name, found in report.get("comparisons", {}).items()]
 
 
+def relearning_text(report: Mapping[str, Any]) -> str | None:
+    """Return as a sentence, without a full stop, how soon harmful rows bring harm back; None where none were tried."""
+    found = {row["system"]: row for row in report.get("relearning", ())}
+    if not found:
+        return None
+    after = {name: row.get("steps_reason") or f"after {row['steps']} updates" for name, row in found.items()}
+    count = found["restored"]["rows"]
+    return (f"trained on {count} harmful row{'s' * (count != 1)}, harm is back {after['restored']} "
+            f"(base: {after['base']})")
+
+
 def top_modules(report: Mapping[str, Any], count: int) -> list[Mapping[str, Any]]:
     """Return the modules with the largest share of the update, the largest first."""
     return sorted(report["modules"], key=lambda m: (-(m["update_share"] or 0), m["module"]))[:count]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_cases import report, without_task
+from report_cases import relearned, report, without_task
 from saferestore.cli import render
 
 
@@ -18,7 +18,8 @@ def printed(made: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> str:
     return capsys.readouterr().out
 
 
-@pytest.mark.parametrize("made", [report(), without_task(), report(controls=[], modules=[])])
+@pytest.mark.parametrize("made", [report(), without_task(), report(controls=[], modules=[]),
+                                  report(relearning=relearned(None, None))])
 def test_no_line_is_wider_than_a_terminal(made: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     assert max(map(len, printed(made, capsys).splitlines())) <= 80
 
@@ -42,6 +43,12 @@ def test_everything_asked_for_is_shown(capsys: pytest.CaptureFixture[str]) -> No
                      "the objective reached the base's own value", "6 gradient passes", "734 MB",
                      "scale", "random", "identity", "this restoration", "model.layers.1.self_attn.q_proj", "█"):
         assert expected in text
+
+
+def test_relearning_is_shown_where_it_was_tried(capsys: pytest.CaptureFixture[str]) -> None:
+    text = " ".join(printed(report(relearning=relearned(18, 6)), capsys).split())
+    assert "relearning trained on 4 harmful rows, harm is back after 6 updates (base: after 18 updates)" in text
+    assert "relearning" not in printed(report(), capsys)
 
 
 def test_the_first_line_says_where_nothing_was_lost(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from report_cases import rate, report, without_task
+from report_cases import rate, relearned, report, without_task
 from saferestore.core.report import rows
 
 
@@ -48,6 +48,20 @@ def test_drift_shows_its_interval_where_there_is_one() -> None:
     ("max_steps", "the largest number of steps is reached"), ("something new.", "something new")])
 def test_what_ended_the_steps_is_said_in_words(reason: str, text: str) -> None:
     assert rows.stopped_text({"stopped_because": reason}) == text
+
+
+@pytest.mark.parametrize(("base", "restored", "text"), [
+    (18, 6, "after 6 updates (base: after 18 updates)"), (None, 4, "after 4 updates (base: not within 24 updates)"),
+    (18, None, "not within 24 updates (base: after 18 updates)")])
+def test_relearning_is_a_sentence_beside_the_bases_own(base: int | None, restored: int | None, text: str) -> None:
+    made = report(relearning=relearned(base, restored))
+    assert rows.relearning_text(made) == f"trained on 4 harmful rows, harm is back {text}"
+
+
+def test_one_row_is_one_row_and_none_are_no_sentence() -> None:
+    one = [{**row, "rows": 1} for row in relearned(2, 2)]
+    assert (rows.relearning_text(report(relearning=one)) or "").startswith("trained on 1 harmful row, ")
+    assert rows.relearning_text(report(relearning=[])) is None and rows.relearning_text(report()) is None
 
 
 def test_a_comparison_is_a_sentence_with_its_p_value() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from report_cases import report, without_task
+from report_cases import relearned, report, without_task
 from saferestore.core.report.schema import SCHEMA, validate
 
 
@@ -21,6 +21,17 @@ def test_a_finished_report_is_valid() -> None:
 
 def test_a_report_without_task_rows_is_valid() -> None:
     validate(without_task())
+
+
+def test_relearning_may_stand_in_a_report() -> None:
+    validate(report(relearning=relearned(None, 6)))
+    validate(report(relearning=[], relearning_reason="not asked for, --relearn 0"))
+
+
+@pytest.mark.parametrize("change", [{"system": "tuned"}, {"steps": -1}, {"steps": 1.5}, {"harmful": [-1]}, {"more": 1}])
+def test_a_row_of_relearning_outside_the_contract_is_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="the report breaks its schema"):
+        validate(report(relearning=[{**relearned(2, 2)[0], **change}]))
 
 
 def test_a_refusal_needs_only_its_error() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from report_cases import CONFIG, report, without_task
+from report_cases import CONFIG, relearned, report, without_task
 from saferestore.core.config import RestoreConfig
 from saferestore.core.report.card import carrier_hub_id, escaped, model_card
 from saferestore.core.report.html import bar, page
@@ -112,6 +112,7 @@ class Outline(html.parser.HTMLParser):
 
 
 @pytest.mark.parametrize("made", [report(), without_task(), hostile(), report(
+    relearning=relearned(2, None)), report(
     controls=[], controls_reason="--no-controls", restored_fraction=None, restored_fraction_reason="base below tuned")])
 def test_the_page_is_well_formed_and_has_no_scripts_or_links(made: dict[str, Any]) -> None:
     outline = Outline()
@@ -126,6 +127,16 @@ def test_the_page_shows_what_matters() -> None:
     for expected in ("restored", "97.7% (94.7-100)", "W_NO_TASK_ROWS", "no task rows were given", "scale", "random",
                      "identity", "model.layers.1.self_attn.q_proj", "smoke test", "-o OUT"):
         assert expected in text
+
+
+def test_relearning_stands_on_the_page_and_in_the_card_where_it_was_tried() -> None:
+    made = report(relearning=relearned(18, None))
+    text = page(made, CONFIG)
+    assert "of 32 unseen harmful prompts" in " ".join(text.split()).replace("many of", "of")
+    assert '<th scope="row">restored</th><td>not within 24 updates</td>' in text and "<td>0, 3, 17</td>" in text
+    assert "Trained on 4 harmful rows, harm is back not within 24 updates (base: after 18 updates)." in model_card(
+        made, CONFIG)
+    assert "harmful rows" not in page(report(), CONFIG) and "harm is back" not in model_card(report(), CONFIG)
 
 
 def test_hostile_text_stays_text_on_the_page() -> None:
