@@ -57,9 +57,9 @@ class Opened:
         return self.prepared.problem.live
 
 
-def opened(paths: tuple[Path, Path], tuned: Callable[[str], str] = refuses()) -> Opened:
+def opened(paths: tuple[Path, Path], tuned: Callable[[str], str] | None = None) -> Opened:
     session = open_tiny(*paths)[1]
-    with script(tuned=tuned, base=refuses("bad")):
+    with script(tuned=tuned or refuses(), base=refuses("bad")):
         prepared = prepare(session, examiner(session), ROWS, objective="anchor", on_disk=False)
     return Opened(session, prepared, minimise(prepared.problem, Settings(engine="identity", max_steps=1, max_drift=1)))
 
@@ -91,10 +91,10 @@ def adam(gradients: Callable[[dict[str, Tensor]], dict[str, Tensor]], start: Par
     m, v = ({name: torch.zeros_like(t) for name, t in x.items()} for _ in range(2))
     for step in range(1, updates + 1):
         g = gradients(x)
-        for name in x:
+        for name, value in x.items():
             m[name] = 0.9 * m[name] + 0.1 * g[name]
             v[name] = 0.999 * v[name] + 0.001 * g[name] ** 2
-            x[name] = x[name] - RATE * (m[name] / (1 - 0.9**step)) / ((v[name] / (1 - 0.999**step)).sqrt() + 1e-8)
+            x[name] = value - RATE * (m[name] / (1 - 0.9**step)) / ((v[name] / (1 - 0.999**step)).sqrt() + 1e-8)
     return x
 
 
@@ -184,7 +184,7 @@ def test_a_model_that_never_gives_in_is_reported_so(saved: dict[str, tuple[Path,
 @pytest.mark.parametrize("count", [0, 2, 6])
 def test_where_nothing_can_be_tried_the_reason_is_given(saved: dict[str, tuple[Path, Path]], count: int) -> None:
     few = lambda prompt: COMPLIANCE if prompt == "bad c" else REFUSAL  # noqa: E731
-    found = opened(saved["adapter"], few if count == 2 else refuses())
+    found = opened(saved["adapter"], few if count == 2 else None)
     made, why = run(found, refuses(), count)
     assert made == [] and why is not None
     assert why == {0: "not asked for, --relearn 0",
