@@ -35,14 +35,14 @@ from .evaluation.judges import parse_judges
 from .evaluation.judges.run import loading_of
 from .evaluation.judging import judge_samples
 from .evaluation.landscape_rows import answered_rows, read_sets
-from .evaluation.planning import estimate
+from .evaluation.planning import estimate, estimate_evaluation
 from .evaluation.preparation import Prepared, prepare
 from .evaluation.probing import find_target, probe_system, read_probe_sets
 from .evaluation.relearning import run_relearning
 from .evaluation.restore_gate import decide_restored, known_of
 from .evaluation.restored import ask_restored
 from .evaluation.samples import Sample
-from .evaluation.setup import Setup, inputs_of, plan_of, rejected_rows, set_up, warnings_of
+from .evaluation.setup import Setup, inputs_of, rejected_rows, set_up, warnings_of
 from .evaluation.systems import Examiner, known_answers
 from .evaluation.unread import check_calibration
 from .geometry.delta import deltas
@@ -260,13 +260,13 @@ def plan_evaluation(config: EvalConfig) -> Json:
         config: The settings of the run.
 
     Returns:
-        The plan: systems, rows, questions, tokens. Errors are those of `evaluate` before weights are read.
+        The plan, see `evaluation.planning.estimate_evaluation`. Errors are those of `evaluate` before weights are read.
     """
     rules = read_gate(Path(config.gate)) if config.gate else ()
     baseline = read_baseline(Path(config.baseline)) if config.baseline else None
     setup = set_up(config, rules, has_baseline=baseline is not None, read_weights=False, progress=no_progress)
     _comparable(setup, config, baseline)
-    return plan_of(setup, config.max_new_tokens)
+    return estimate_evaluation(setup, config.max_new_tokens, device="cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _comparable(setup: Setup, config: EvalConfig, baseline: Json | None) -> tuple[Json, Json]:

@@ -1,24 +1,27 @@
-"""What a restoration will need, estimated from headers, rows and the tokenizer: no weights are read."""
+"""What a restoration or an evaluation will need, from headers, rows and the tokenizer: no weights are read."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from ..checkpoint.loading import load_tokenizer, read_model_config
 from ..checkpoint.pair import CheckpointPair
 from ..checkpoint.safetensors_files import TensorInfo, read_headers
+from ..checkpoint.systems import System
 from ..config import RestoreConfig
 from ..curvature.engines import passes_at_most
 from ..curvature.kfac import factor_bytes
 from ..data.chat import chat_format
 from ..data.selection import Selection
+from .setup import Setup, warnings_of
 
 Json = dict[str, Any]
 MEASURED_FLOPS = {"cpu": 5e10, "cuda": 1e14}
 """Floating-point operations a second that a gradient pass was seen to reach, for the time estimate alone."""
-FLOPS_PER_PARAMETER_TOKEN = 6
+FLOPS_PER_PARAMETER_TOKEN = {"gradient": 6, "generation": 2}
 
 
 def estimate(pair: CheckpointPair, rows: Selection, config: RestoreConfig, *, device: str) -> Json:
@@ -42,7 +45,7 @@ def estimate(pair: CheckpointPair, rows: Selection, config: RestoreConfig, *, de
     tokens = sum(prompts.values()) + sum(answers.values())
     folder = pair.base_dir if pair.kind == "lora" else pair.tuned_dir
     headers = read_headers(folder)
-    weights = sum(math.prod(info.shape) for info in headers.values())
+    weights = _parameters(headers)
     adapter = sum(pair.rank * sum(_weight(headers, name).shape) for name in pair.target_modules)
     vocabulary = read_model_config(folder).get_text_config().vocab_size
     shapes = [(pair.rank, side) for name in pair.target_modules for side in _weight(headers, name).shape]
@@ -59,9 +62,56 @@ def estimate(pair: CheckpointPair, rows: Selection, config: RestoreConfig, *, de
                   "fisher_rows": len(rows.retain) * adapter * 4 if config.engine == "fisher" else 0,
                   "kronecker_factors": factor_bytes(shapes) if config.engine == "ekfac" else 0,
                   "log_probabilities_at_most": answers["retain"] * vocabulary * 4},
-        "seconds_about": round(passes * tokens * weights * FLOPS_PER_PARAMETER_TOKEN / MEASURED_FLOPS[device], 1),
+        "seconds_about": _seconds(passes * tokens * weights, "gradient", device),
         "warnings": [f"{code}: {message}" for code, message in (*pair.warnings, *rows.warnings)],
     }
+
+
+def estimate_evaluation(setup: Setup, max_new_tokens: int, *, device: str) -> Json:
+    """Return what an evaluation would ask.
+
+    Answers are taken as long as they may become; the seconds are an order of magnitude for the questions alone,
+    without likelihoods of choices, judging models and tasks of lm-evaluation-harness.
+
+    Args:
+        setup: Everything found and checked.
+        max_new_tokens: Longest answer.
+        device: `cpu` or `cuda`, for the time estimate.
+
+    Returns:
+        Systems, sets, questions, tokens, bytes of all files that are read, and seconds, as plain JSON values.
+    """
+    questions, systems = setup.plan.questions, setup.systems
+    asked, made = sum(len(q.attempt.prompt) for q in questions), len(questions) * max_new_tokens
+    work = sum(_parameters(read_headers(system.folder)) for system in systems) * (asked + made)
+    files = {folder: size for system in systems for folder, size in _files(system)}
+    return {
+        "systems": {system.name: system.facts.ref for system in systems},
+        "sets": {each.name: f"{len(each.records)} {each.role} rows" for each in setup.sets},
+        "attacks": [attack.name for attack in setup.attacks], "judges": [spec.name for spec in setup.judges],
+        "rules": len(setup.rules), "answers_to_judge": sum(len(each.rows) for each in setup.generations),
+        "questions_a_system": len(questions), "prompts_too_long": len(setup.plan.too_long),
+        "prompt_tokens": len(systems) * asked, "generated_tokens_at_most": len(systems) * made,
+        "bytes": {"weights_on_disk": sum(files.values())},
+        "seconds_about": _seconds(work, "generation", device),
+        "warnings": [f"{code}: {message}" for code, message in warnings_of(setup)],
+    }
+
+
+def _files(system: System) -> list[tuple[Path, int]]:
+    """Return folders that a system is read from, with the bytes of their weights."""
+    if system.pair is None:
+        return [(system.folder, system.facts.bytes)]
+    return [(system.pair.base_dir, system.pair.base_facts.bytes), (system.pair.tuned_dir, system.facts.bytes)]
+
+
+def _seconds(work: int, kind: str, device: str) -> float:
+    """Return the seconds that so many parameters times tokens take."""
+    return round(work * FLOPS_PER_PARAMETER_TOKEN[kind] / MEASURED_FLOPS[device], 1)
+
+
+def _parameters(headers: Mapping[str, TensorInfo]) -> int:
+    return sum(math.prod(info.shape) for info in headers.values())
 
 
 def _weight(headers: Mapping[str, TensorInfo], module: str) -> TensorInfo:

@@ -214,22 +214,6 @@ def _template_of(setup: Setup) -> dict[str, str | None]:
     return {"chat_template_sha256": hashlib.sha256(template.encode()).hexdigest() if template else None}
 
 
-def plan_of(setup: Setup, max_new_tokens: int) -> dict[str, Any]:
-    """Return what a run would do, as plain JSON values."""
-    questions, systems = setup.plan.questions, setup.systems
-    return {
-        "systems": {system.name: system.facts.ref for system in systems},
-        "sets": {each.name: f"{len(each.records)} {each.role} rows" for each in setup.sets},
-        "attacks": [attack.name for attack in setup.attacks], "judges": [spec.name for spec in setup.judges],
-        "rules": len(setup.rules), "answers_to_judge": sum(len(each.rows) for each in setup.generations),
-        "questions_a_system": len(questions), "prompts_too_long": len(setup.plan.too_long),
-        "prompt_tokens": len(systems) * sum(len(q.attempt.prompt) for q in questions),
-        "generated_tokens_at_most": len(systems) * len(questions) * max_new_tokens,
-        "bytes": {"weights_on_disk": sum(system.facts.bytes for system in systems)},
-        "warnings": [f"{code}: {message}" for code, message in warnings_of(setup)],
-    }
-
-
 def rejected_rows(setup: Setup) -> list[dict[str, Any]]:
     """Return file, line and reason of every malformed row."""
     return [{"file": name, "line": line, "reason": reason} for name, rejected in _rejected_by_file(setup).items()

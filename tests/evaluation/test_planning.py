@@ -46,7 +46,7 @@ def test_tokens_time_and_log_probabilities_follow_the_rows(saved: tuple[Path, Pa
     assert plan["bytes"]["log_probabilities_at_most"] == 2 * 10 * 257 * 4
     assert plan["rows"] == {"harmful_fit": 2, "retain_fit": 2, "harmful_held_out": 1, "benign_held_out": 0,
                             "task_held_out": 1, "untouched_held_out": 0}
-    work = plan["gradient_passes_at_most"] * tokens * plan["parameters"] * FLOPS_PER_PARAMETER_TOKEN
+    work = plan["gradient_passes_at_most"] * tokens * plan["parameters"] * FLOPS_PER_PARAMETER_TOKEN["gradient"]
     assert plan["seconds_about"] == pytest.approx(work / MEASURED_FLOPS["cpu"], abs=0.05)
     many = replace(ROWS, harmful=ROWS.harmful * 200)
     seconds = {device: estimate(pair, many, CONFIG, device=device)["seconds_about"] for device in MEASURED_FLOPS}

@@ -13,7 +13,9 @@ from saferestore.core.checkpoint import systems
 from saferestore.core.config import EvalConfig, no_progress
 from saferestore.core.errors import MismatchError, UsageError
 from saferestore.core.evaluation.gate.rules import Rule
-from saferestore.core.evaluation.setup import Setup, inputs_of, plan_of, rejected_rows, set_up, warnings_of
+from saferestore.core.evaluation.planning import MEASURED_FLOPS, estimate_evaluation
+from saferestore.core.evaluation.setup import Setup, inputs_of, rejected_rows, set_up, warnings_of
+from safetensors.torch import load_file
 from talk import CONTEXT, TEMPLATE, byte_tokenizer, save_pair
 from tokenizers import Tokenizer
 
@@ -127,7 +129,7 @@ def test_an_attack_that_only_a_rule_names_is_made(pair: tuple[str, str], tmp_pat
     rule = Rule("attack_success_rate", attack="prefill:2", max_upper=0.5)
     found = checked(pair[0], tmp_path, rule)
     assert [attack.name for attack in found.attacks] == ["none", "prefill:2"]
-    assert plan_of(found, 8)["rules"] == 1
+    assert estimate_evaluation(found, 8, device="cpu")["rules"] == 1
 
 
 def test_answers_have_at_most_half_the_context(pair: tuple[str, str], tmp_path: Path) -> None:
@@ -175,7 +177,23 @@ def test_of_many_malformed_rows_the_first_are_shown_and_all_are_listed(pair: tup
 
 def test_the_plan_counts_questions_and_tokens_of_all_systems(pair: tuple[str, str], tmp_path: Path) -> None:
     found = checked(pair[1], tmp_path, base=pair[0], attack=("prefill:2",))
-    plan = plan_of(found, 8)
+    plan = estimate_evaluation(found, 8, device="cpu")
     assert (plan["questions_a_system"], plan["generated_tokens_at_most"]) == (4, 2 * 4 * 8)
     assert plan["prompt_tokens"] == 2 * sum(len(q.attempt.prompt) for q in found.plan.questions)
     assert plan["systems"] == {"base": "base", "tuned": "tuned"} and plan["sets"] == {"harmful": "2 harmful rows"}
+    folders = [Path(each) for each in pair]
+    assert plan["bytes"]["weights_on_disk"] == sum(
+        path.stat().st_size for folder in folders for path in folder.glob("*.safetensors"))
+
+
+def test_the_time_of_a_plan_follows_parameters_and_tokens(pair: tuple[str, str], tmp_path: Path) -> None:
+    path = tmp_path / "many.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"a {i}"}) + "\n" for i in range(20_000)), encoding="utf-8")
+    one = estimate_evaluation(checked(pair[1], tmp_path, harmful=(str(path),)), 8, device="cpu")
+    both = estimate_evaluation(checked(pair[1], tmp_path, harmful=(str(path),), base=pair[0]), 8, device="cpu")
+    weights = sum(t.numel() for t in load_file(Path(pair[0]) / "model.safetensors").values())
+    tokens = one["prompt_tokens"] + one["generated_tokens_at_most"]
+    assert one["seconds_about"] == pytest.approx(2 * weights * tokens / MEASURED_FLOPS["cpu"], abs=0.05) and one[
+        "seconds_about"] > 0
+    assert both["seconds_about"] == pytest.approx(2 * one["seconds_about"], abs=0.1)
+    assert one["bytes"] == both["bytes"]  # an adapter is read with its base
