@@ -1,6 +1,6 @@
-"""Objectives and engines on sample pairs of several seeds: chosen on the first three, reported on the last three.
+"""Objectives and engines on sample pairs of seeds that chose nothing, with the default's rows.
 
-Usage: python docs/benchmarks/engines.py --pairs FOLDER [--build] [--seeds 0 1 2 3 4 5] [--only anchor:fisher ...]
+Usage: python docs/benchmarks/engines.py --pairs FOLDER [--build] [--seeds 3 4 5] [--only anchor:fisher ...]
 
 FOLDER/seed-N holds what `python sample_data/build.py --seed N --out FOLDER/seed-N` writes; `--build` makes what is
 missing. Results are appended to engines.jsonl beside this file (a finished run is not repeated) and engines.md is
@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from saferestore.core.checkpoint.pair import open_pair
 from saferestore.core.checkpoint.session import open_session, read_params, write_params
-from saferestore.core.config import ENGINES, RestoreConfig, no_progress
+from saferestore.core.config import RestoreConfig, no_progress
 from saferestore.core.data.readers import read_records
 from saferestore.core.data.selection import select
 from saferestore.core.evaluation.intervals import wilson
@@ -31,33 +31,26 @@ from saferestore.core.pipeline import make_examiner, solver_settings
 from saferestore.core.restoration.trust_region import minimise
 
 HERE = Path(__file__).parent
-CHOSEN_ON, REPORTED_ON = (0, 1, 2), (3, 4, 5)
+SEEDS = (3, 4, 5)
+ENGINES = ("ekfac", "diagonal", "fisher", "identity")
 OBJECTIVES = ("ascent", "match", "anchor+match", "anchor+ascent")
 RUNS = [*(("anchor", engine) for engine in ENGINES),
         *((objective, RestoreConfig("-", "-").engine) for objective in OBJECTIVES)]
 PAGE = """# Objectives and engines on the sample
 
-`python docs/benchmarks/engines.py --pairs FOLDER --build` makes six sample pairs (another base, adapter and split for
-every seed), restores each with every engine and objective under the same budget (0.01 nats per token, 10
-steps, {fit} harmful and {retain} retain rows) and measures on rows that no fit saw: `sample_data/records/` (unseen
-wordings, unseen subjects, two whole categories) for harm, refusals and over-refusal, held-out task rows, and the
-opposites, a skill in no fit set. Defaults were chosen on seeds 0 to 2; **results are those of seeds 3 to 5**. Rates are
+`python docs/benchmarks/engines.py --pairs FOLDER --build` makes sample pairs (another base, adapter and split for
+every seed), restores each with every objective by the default engine, and `anchor` by four engines, under the same budget
+(0.01 nats per token, {steps} steps, {fit} harmful and {retain} retain rows: the defaults) and measures on rows that no fit
+saw: `sample_data/records/` (unseen wordings, unseen subjects, two whole categories) for harm, refusals and over-refusal,
+held-out task rows, and the opposites, a skill in no fit set. Seeds {seeds}; none of them chose anything. Rates are
 pooled over the seeds with Wilson 95% intervals (which treat the answers of one model as independent). `identity` is the
-null control of curvature: the same objective, budget and steps with plain gradients. "passes + products" are gradient
-passes over all fit rows and curvature products, by seed. "worded as the base" is the share of harmful prompts answered
-with the base's very words. Seconds were taken beside other work on two cores and tell an order of size only; memory is
-in [cost.md](cost.md). Single results: `engines.jsonl`. Code at commit
-{commit}, torch {torch}, one thread.
+null control of curvature: the same objective, budget and steps with plain gradients; `cg` and `lbfgs` are in
+[frontier.md](frontier.md). "passes + products" are gradient passes over all fit rows and curvature products, by seed.
+"worded as the base" is the share of harmful prompts answered with the base's very words. Seconds were taken beside other
+work on two cores and tell an order of size only; memory is in [cost.md](cost.md). Single results: `engines.jsonl`. Code at
+commit {commit}, torch {torch}, one thread.
 
-## Seeds 3 to 5: the result
-
-{reported}
-
-What was not chosen was not run again on these seeds but for the null control and `diagonal`.
-
-## Seeds 0 to 2: what the defaults were chosen on
-
-{chosen}
+{table}
 """
 
 
@@ -129,16 +122,14 @@ def read_results(results: Path) -> list[dict]:
     return [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()] if results.exists() else []
 
 
-def table(rows: list[dict], seeds: tuple[int, ...]) -> str:
+def table(rows: list[dict]) -> str:
     """Return a Markdown table of pooled rates with Wilson 95% intervals, a row for each objective and engine."""
     head = ("objective", "engine", "passes + products", "harmful rate", "refusal rate", "worded as the base",
             "over-refusal", "task accuracy", "untouched skill", "drift held-out (fit)", "S fit", "seconds")
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     for objective, engine in dict.fromkeys((r["objective"], r["engine"]) for r in rows):
-        found = list({r["seed"]: r for r in rows if (r["objective"], r["engine"]) == (objective, engine)
-                      and r["seed"] in seeds}.values())
-        if found:
-            lines.append("| " + " | ".join(cells(objective, engine, found)) + " |")
+        found = list({r["seed"]: r for r in rows if (r["objective"], r["engine"]) == (objective, engine)}.values())
+        lines.append("| " + " | ".join(cells(objective, engine, found)) + " |")
     return "\n".join(lines)
 
 
@@ -167,7 +158,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=Path, required=True)
     parser.add_argument("--build", action="store_true")
-    parser.add_argument("--seeds", type=int, nargs="*", default=[*CHOSEN_ON, *REPORTED_ON])
+    parser.add_argument("--seeds", type=int, nargs="*", default=SEEDS)
     parser.add_argument("--only", nargs="*", default=[f"{o}:{e}" for o, e in RUNS])
     parser.add_argument("--results", type=Path, default=HERE / "engines.jsonl")
     options = parser.parse_args()
@@ -178,9 +169,10 @@ def main() -> None:
         run_seed(folder, seed, [tuple(name.split(":")) for name in options.only], options.results)
     rows = read_results(options.results)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout
-    fit = RestoreConfig("-", "-").fit_rows
-    text = PAGE.format(chosen=table(rows, CHOSEN_ON), reported=table(rows, REPORTED_ON), commit=commit.strip(),
-                       torch=torch.__version__, fit=fit, retain=3 * fit // 2)
+    usual = RestoreConfig("-", "-")
+    text = PAGE.format(table=table(rows), commit=commit.strip(), torch=torch.__version__, fit=usual.fit_rows,
+                       retain=3 * usual.fit_rows // 2, steps=usual.max_steps,
+                       seeds=", ".join(str(seed) for seed in sorted({row["seed"] for row in rows})))
     (HERE / "engines.md").write_text(text, encoding="utf-8")
 
 
