@@ -39,16 +39,16 @@ RUNS = [*(("anchor", engine) for engine in ENGINES),
 PAGE = """# Objectives and engines on the sample
 
 `python docs/benchmarks/engines.py --pairs FOLDER --build` makes sample pairs (another base, adapter and split for
-every seed), restores each with every objective by the default engine, and `anchor` by four engines, under the same budget
-(0.01 nats per token, {steps} steps, {fit} harmful and {retain} retain rows: the defaults) and measures on rows that no fit
-saw: `sample_data/records/` (unseen wordings, unseen subjects, two whole categories) for harm, refusals and over-refusal,
-held-out task rows, and the opposites, a skill in no fit set. Seeds {seeds}; none of them chose anything. Rates are
-pooled over the seeds with Wilson 95% intervals (which treat the answers of one model as independent). `identity` is the
-null control of curvature: the same objective, budget and steps with plain gradients; `cg` and `lbfgs` are in
-[frontier.md](frontier.md). "passes + products" are gradient passes over all fit rows and curvature products, by seed.
-"worded as the base" is the share of harmful prompts answered with the base's very words. Seconds were taken beside other
-work on two cores and tell an order of size only; memory is in [cost.md](cost.md). Single results: `engines.jsonl`. Code at
-commit {commit}, torch {torch}, one thread.
+every seed), restores each with every objective by the default engine, and `anchor` by four engines, under the same
+budget (0.01 nats per token, {steps} steps, {fit} harmful and {retain} retain rows: the defaults) and measures on rows
+that no fit saw: `sample_data/records/` (unseen wordings, unseen subjects, two whole categories) for harm, refusals
+and over-refusal, held-out task rows, and the opposites, a skill in no fit set. Seeds {seeds}; none of them chose
+anything. Rates are pooled over the seeds with Wilson 95% intervals (which treat the answers of one model as
+independent). `identity` is the null control of curvature: the same objective, budget and steps with plain gradients;
+`cg` and `lbfgs` are in [frontier.md](frontier.md). "passes + products" are gradient passes over all fit rows and
+curvature products, by seed. "worded as the base" is the share of harmful prompts answered with the base's very words.
+Seconds were taken beside other work on two cores and tell an order of size only; memory is in [cost.md](cost.md).
+Single results: `engines.jsonl`. Code at commit {commit}, torch {torch}, one thread.
 
 {table}
 """
