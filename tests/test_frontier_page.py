@@ -107,6 +107,17 @@ def test_a_pair_without_harm_is_left_out_and_said() -> None:
     assert "gpt2, drift, full, seed 1" in frontier_page.notes([TUNED, mild])
 
 
+def test_the_page_says_in_how_many_cells_each_method_ran() -> None:
+    other, mild = ("gpt2", "pure", "full", 0), ("gpt2", "drift", "full", 1)
+    rows = [TUNED, row("tuned", 90, pair=other, budget=None), row("tuned", 5, pair=mild, budget=None),
+            row("tuned", 90, pair=(*other[:3], 1), budget=None), row("scale", 1, 0.1), row("scale", 1, 0.1, pair=mild),
+            row("dpo", 1, 0.1), row("dpo", 1, 0.1, pair=other), row("base", 0, pair=other, budget=None),
+            *(row("npo", 1, 0.1, pair=pair) for pair in (PAIR, other, (*other[:3], 1)))]
+    assert frontier_page.ran(rows) == (
+        "4 of 54 pairs, of which 3 count; 2 of 3 methods in all 2 cells (family, attack, kind) with a pair that counts"
+        "; in fewer: `scale` 1; on every pair that counts: `npo`")
+
+
 def made_up() -> list[Row]:
     """Two pairs on which ours is better than a rival, and one method that refused."""
     rows = []

@@ -108,8 +108,9 @@ engine is better) over the pairs of a line, with Student's t 95% interval.
 
 ## At a budget of 0.01 nats per token on the fit rows
 
-Pairs that all these methods ran on, together, with Wilson 95% intervals, which treat the answers of one model as
-independent (a method that ran on fewer than half of all pairs is shown on its own); the picture is of the same pairs.
+Pairs fine-tuned on harmful rows (`mixed` and `pure`) that all these methods ran on, together, with Wilson 95%
+intervals, which treat the answers of one model as independent (a method that ran on fewer than half of them is shown
+on those that it ran on); the picture is of the same pairs.
 "passes" are gradient passes and curvature products of the run that is shown, in brackets those of all values tried.
 
 {main}
@@ -129,7 +130,7 @@ def write_page(rows: list[Row], page: Path, picture: Path, *, fit: int) -> None:
     """Write the page and the picture of what has been measured so far."""
     good, keys = [row for row in rows if "error" not in row], pairs_of(rows)
     names = [name for name in dict.fromkeys(row["method"] for row in good) if name not in ("tuned", "base")]
-    shared = common(good, names, keys)
+    shared = common(good, names, [pair for pair in keys if pair[1] != "drift"] or keys)
     text = PAGE.format(
         ran=ran(rows), fit=fit, ours=OURS, null=NULL, results=f"{page.stem}.jsonl", commit=committed(),
         torch=torch.__version__, notes=notes(rows), findings=findings(good, names, keys), lowest=LOWEST,
@@ -146,13 +147,19 @@ def committed() -> str:
 
 
 def ran(rows: list[Row]) -> str:
-    """Return how many pairs were asked by how many methods."""
-    asked: dict[Key, set[str]] = {}
+    """Return in how many cells (family, attack, kind) each method ran, of those with a pair that counts."""
+    counted, found = set(pairs_of(rows)), {}
     for row in rows:
-        asked.setdefault(pair_of(row), set()).add(row["method"])
-    counts = sorted((len(names - {"tuned", "base"}) for names in asked.values()), reverse=True)
-    by = ", ".join(f"{counts.count(number)} by {number} methods" for number in dict.fromkeys(counts))
-    return f"{len(asked)} of {ASKED} pairs, {by}"
+        if "error" not in row and row["method"] not in ("tuned", "base") and pair_of(row) in counted:
+            found.setdefault(row["method"], set()).add(pair_of(row))
+    cells = {pair[:3] for pair in counted}
+    number = {name: len({pair[:3] for pair in pairs}) for name, pairs in found.items()}
+    fewer = ", ".join(f"`{name}` {count}" for name, count in number.items() if count < len(cells))
+    most = ", ".join(f"`{name}`" for name, pairs in found.items() if pairs == counted)
+    wide = sum(count == len(cells) for count in number.values())
+    return (f"{len({pair_of(row) for row in rows})} of {ASKED} pairs, of which {len(counted)} count; "
+            f"{wide} of {len(number)} methods in all {len(cells)} cells (family, attack, kind) with a pair that counts"
+            f"{f'; in fewer: {fewer}' if fewer else ''}; on every pair that counts: {most or 'none'}")
 
 
 def notes(rows: list[Row]) -> str:
