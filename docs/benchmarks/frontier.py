@@ -68,7 +68,7 @@ Row = dict[str, Any]
 SAMPLE = Pair("llama", "mixed", "adapter", 0)
 
 
-def open_cell(pair: Pair, folder: Path, tuned: Path, fit_rows: int, held_out: int) -> Cell:
+def open_cell(pair: Pair, folder: Path, tuned: Path, fit_rows: int, held_out: int, objective: str = "anchor") -> Cell:
     """Ask both models of a pair; held-out rows are the sample's own unseen wordings, subjects and categories."""
     records = folder / "records"
     config = RestoreConfig(base=str(folder / "base"), tuned=str(tuned), seed=pair.seed, fit_rows=fit_rows,
@@ -81,7 +81,7 @@ def open_cell(pair: Pair, folder: Path, tuned: Path, fit_rows: int, held_out: in
     opened = open_pair(config.base, config.tuned, force=True)
     session = open_session(opened, seed=pair.seed)
     examiner = make_examiner(session, config, no_progress)
-    prepared = prepare(session, examiner, rows, objective="anchor", on_disk=False, with_harmful=True)
+    prepared = prepare(session, examiner, rows, objective=objective, on_disk=False, with_harmful=True)
     examiner = dataclasses.replace(examiner, batch_size=32)
     unaligned = folder / "unaligned"
     return Cell(pair, config, session, opened, unaligned if unaligned.exists() else None, prepared, examiner, rows,
@@ -102,7 +102,7 @@ def endpoints(cell: Cell, name: str) -> Iterator[tuple[float, int, int, Params, 
 
 def ours(cell: Cell, name: str) -> Iterator[tuple[float, int, int, Params, str]]:
     """Our steps at each budget, and at fewer and more passes at the middle one."""
-    engine = name.removeprefix("anchor-")
+    engine = name.partition("-")[2]
     runs = [(budget, 12) for budget in BUDGETS]
     runs += [(BUDGET, passes) for passes in PASSES if passes != 12 and name in LONG]
     for budget, passes in runs:
