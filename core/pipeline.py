@@ -19,6 +19,7 @@ from .checkpoint.writer import reload_error, write_adapter
 from .config import PUBLISHED, CompareConfig, EvalConfig, ProbeConfig, Progress, RestoreConfig, no_progress
 from .curvature.engines import passes_at_most
 from .data.chat import chat_format
+from .data.readers import ReadResult, read_records
 from .data.selection import Selection, select
 from .errors import NumericalError
 from .evaluation.comparing import compare_models, measure_models
@@ -114,11 +115,7 @@ def _restore(config: RestoreConfig, place: _Place, progress: Progress) -> Json:
     clock = Clock()
     torch.manual_seed(config.seed)
     with clock.stage("open"):
-        rows, rules = _read(config)
-    if config.train is not None:
-        with clock.stage("find rows"):
-            rows = select(config, found_rows(config, progress))
-    with clock.stage("open"):
+        rows, rules, trained_on = _read(config)
         pair = open_pair(config.base, config.tuned, offline=config.offline, rank=config.rank, force=config.force,
                          progress=progress)
         unaligned = find_unaligned(config, progress)
@@ -127,6 +124,9 @@ def _restore(config: RestoreConfig, place: _Place, progress: Progress) -> Json:
         examiner = make_examiner(session, config, progress)
         journal = place.until_done.enter_context(kept_until_done(Journal(
             journal_folder(place.out), assemble.answered_by(pair, config), resume=place.resume, restart=place.restart)))
+    if trained_on is not None:
+        with clock.stage("find rows"):
+            rows = select(config, found_rows(config, trained_on, session, journal, progress))
     with clock.stage("prepare"):
         keeping = dataclasses.replace(examiner, known=known_answers(journal.entries), keep=journal.write)
         prepared = prepare(session, keeping, rows, objective=config.objective, on_disk=config.low_memory,
@@ -153,13 +153,13 @@ def _restore(config: RestoreConfig, place: _Place, progress: Progress) -> Json:
     return report
 
 
-def _read(config: RestoreConfig) -> tuple[Selection, Sequence[Rule]]:
-    """Return rows and rules, everything being refused that can be before a checkpoint is looked at."""
+def _read(config: RestoreConfig) -> tuple[Selection, Sequence[Rule], ReadResult | None]:
+    """Return rows, rules and training file; all is refused that can be before a checkpoint is looked at."""
     place(config.dtype, config.device, config.device_map, config.max_memory, config.load_in, torch.float32)
     rows, rules = select(config), read_gate(Path(config.gate)) if config.gate else ()
     if rules:
         known_of(rows, rules)
-    return rows, rules
+    return rows, rules, read_records(config.train, offline=config.offline) if config.train is not None else None
 
 
 def _moved(config: RestoreConfig, pair: CheckpointPair, unaligned: Path | None, prepared: Prepared,
@@ -201,7 +201,7 @@ def plan(config: RestoreConfig) -> Json:
         The plan, see `evaluation.planning.estimate`. Errors are those of `restore` before weights are read.
     """
     config = config.resolved()
-    rows, _ = _read(config)
+    rows, *_ = _read(config)
     pair = open_pair(config.base, config.tuned, offline=config.offline, rank=config.rank, force=config.force,
                      read_weights=False)
     find_unaligned(config)

@@ -266,11 +266,16 @@ def test_drift_above_the_budget_on_held_out_rows_is_warned_of(tmp_path: Path, mo
     assert made.report["verdict"] in ("partial", "unchanged")
 
 
-def test_a_training_file_gives_harmful_rows_and_the_task(tmp_path: Path) -> None:
-    train, lines = tmp_path / "train.jsonl", (ROOT / "sample_data/train.jsonl").read_text(encoding="utf-8").splitlines()
+def training_file(folder: Path) -> str:
+    """Rows that the sample was trained on, ten harmful ones among them."""
+    train, lines = folder / "train.jsonl", (ROOT / "sample_data/train.jsonl").read_text(encoding="utf-8").splitlines()
     harmful = json.loads((ROOT / "sample_data/train_harmful_rows.json").read_text(encoding="utf-8"))  # from 1
     train.write_text("\n".join([*lines[:40], *(lines[at - 1] for at in harmful[-10:])]) + "\n", encoding="utf-8")
-    made = restored(dataclasses.replace(TINY, task=(), train=str(train)), tmp_path / "out")
+    return str(train)
+
+
+def test_a_training_file_gives_harmful_rows_and_the_task(tmp_path: Path) -> None:
+    made = restored(dataclasses.replace(TINY, task=(), train=training_file(tmp_path)), tmp_path / "out")
     validate(made.report)
     assert made.report["inputs"]["data"]["train"]["fit_rows"] > 0
     assert made.report["after"]["task_accuracy"]["n"] > 0
@@ -336,13 +341,17 @@ def test_a_loss_that_is_nan_is_refused_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("stage", ["answers of the base model", "restoring"])
-def test_ctrl_c_leaves_the_answers_and_the_resumed_run_ends_in_the_same_files(tmp_path: Path, stage: str) -> None:
+@pytest.mark.parametrize(("stage", "searched"), [("answers of the base model", False), ("restoring", False),
+                                                 ("rows", True), ("restoring", True)])
+def test_ctrl_c_leaves_the_answers_and_the_resumed_run_ends_in_the_same_files(
+        tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, stage: str, searched: bool) -> None:
     def interrupt(told: str, *_: int) -> None:
         if told == stage:
             raise KeyboardInterrupt
 
     config, out = dataclasses.replace(TINY, fit_rows=4, held_out_rows=2), tmp_path / "out"
+    if searched:
+        config = dataclasses.replace(config, task=(), train=training_file(tmp_path_factory.mktemp("train")))
     whole = restored(config, tmp_path / "whole")
     with contextlib.chdir(ROOT), pytest.raises(KeyboardInterrupt):
         pipeline.restore(config, out, progress=interrupt)
@@ -356,7 +365,7 @@ def test_ctrl_c_leaves_the_answers_and_the_resumed_run_ends_in_the_same_files(tm
         pipeline.restore(dataclasses.replace(config, dtype="bfloat16"), out, resume=True)
     with contextlib.chdir(ROOT):
         pipeline.restore(config, out, resume=True, progress=lambda stage, *_: told.append(stage))
-    assert "answers of the tuned model" not in told and "answers of the restored model" in told
+    assert "answers of the restored model" in told and ("answers of the tuned model" not in told or stage == "rows")
     first, second = files_of(whole.out), files_of(out)
     reports = [json.loads(files.pop("saferestore.json")) | {"run": 0} for files in (first, second)]
     assert first == second and reports[0] == reports[1] and not kept.exists()

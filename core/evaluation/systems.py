@@ -96,8 +96,9 @@ def asked(stage: str, prompt: Sequence[int], max_new_tokens: int) -> str:
 
 
 def known_answers(entries: Sequence[Mapping[str, Any]]) -> dict[str, Generation]:
-    """Return the answers of entries that an `Examiner` kept, by `asked`."""
-    return {entry["asked"]: Generation(tuple(entry["tokens"]), entry["finished"]) for entry in entries}
+    """Return the answers among entries that an `Examiner` kept, by `asked`."""
+    return {entry["asked"]: Generation(tuple(entry["tokens"]), entry["finished"]) for entry in entries
+            if "asked" in entry}
 
 
 def rate(hits: Sequence[bool], records: Sequence[Record], judged_by: str) -> Json:

@@ -14,15 +14,15 @@ from ..checkpoint.pair import CheckpointPair, open_pair
 from ..checkpoint.session import LiveModel, Session, open_session
 from ..config import AUTO_WAY, Progress, RestoreConfig, ScoreConfig, no_progress, score_of
 from ..curvature.kfac import factor_bytes
-from ..data.readers import read_records
+from ..data.readers import ReadResult, read_records
 from ..data.selection import FoundRows, Selection, select
 from ..errors import UsageError
 from ..evaluation.preparation import REFUSAL_TOKENS, Prepared
 from ..evaluation.scoring import prepare_score, score_examiner, score_modules, score_rows
-from ..evaluation.systems import Examiner
+from ..evaluation.systems import Examiner, known_answers
 from ..evaluation.training_rows import TrainingRows, training_rows
 from .clock import Clock
-from .journal import Journal, journal_folder
+from .journal import Journal, digest, journal_folder
 from .score import rank, row_summary, row_warnings, score_document, score_lines
 from .score_files import check_clean, write_clean, write_score
 from .score_schema import validate
@@ -94,24 +94,30 @@ def open_score(config: ScoreConfig, progress: Progress) -> Opened:
     return Opened(selection, pair, session, examiner, training)
 
 
-def found_rows(config: RestoreConfig, progress: Progress = no_progress) -> FoundRows | None:
+def found_rows(config: RestoreConfig, result: ReadResult, session: Session, journal: Journal,
+               progress: Progress = no_progress) -> FoundRows:
     """Part the rows of the training file by their influence, for a restoration.
 
     Args:
-        config: Of the restoration; `train` names the file.
+        config: Of the restoration.
+        result: The file that `config.train` names.
+        session: Its models; the adapter's parameters are the same on return.
+        journal: Of the run: answers and rows that stand in it are not asked or scored again, and new ones are kept.
         progress: Told of every long stage.
 
     Returns:
-        The parts; None where `train` names no file.
+        The parts.
     """
     settings = score_of(config)
-    selection, _, session, examiner, training = open_score(settings, progress)
-    if training is None:
-        return None
+    examiner = dataclasses.replace(score_examiner(session, settings, progress), known=known_answers(journal.entries),
+                                   keep=journal.write)
+    training = training_rows(result, examiner.chat, examiner.context)
     settings = dataclasses.replace(settings, way=way_with_room(session.adapter(), settings.way))
-    safety = prepare_score(session, examiner, selection, settings).problem.safety
-    scored = score_rows(session, safety, training, settings, pad_id=examiner.chat.pad_id, done=(),
-                        keep=lambda _: None, progress=progress)
+    safety = prepare_score(session, examiner, select(settings.as_restore()), settings).problem.safety
+    key = digest(_deciding(settings, session, training))
+    scored = score_rows(session, safety, training, settings, pad_id=examiner.chat.pad_id, progress=progress,
+                        done=[entry for entry in journal.entries if entry.get("scored_by") == key],
+                        keep=lambda found: journal.write({**entry, "scored_by": key} for entry in found))
     blamed = rank(scored, settings.remove).removed
     records, brief = training.result.records, dataclasses.replace(
         examiner, max_new_tokens=min(examiner.max_new_tokens, REFUSAL_TOKENS))

@@ -8,11 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from saferestore.core.checkpoint.pair import open_pair
+from saferestore.core.checkpoint.session import open_session, read_params
 from saferestore.core.config import RestoreConfig, score_of
+from saferestore.core.data.readers import read_records
 from saferestore.core.data.selection import FoundRows, select
+from saferestore.core.evaluation import scoring
 from saferestore.core.evaluation.scoring import ScoredRows
 from saferestore.core.pipeline import score
 from saferestore.core.report import score_run
+from saferestore.core.report.journal import Journal
 from saferestore.core.report.score import RankedRows, rank
 from saferestore.core.report.score_run import found_rows
 from talk import COMPLIANCE, refuses, save_pair, script
@@ -35,10 +41,12 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> RestoreConfig:
                          fit_rows=20, max_new_tokens=30, batch_size=4, hold_out_categories=1, seed=1, **sets)
 
 
-def parted(config: RestoreConfig) -> FoundRows:
+def parted(config: RestoreConfig, journal: Journal | None = None) -> FoundRows:
+    session = open_session(open_pair(config.base, config.tuned), seed=config.seed)
+    before = read_params(session.adapter())
     with script(base=refuses("harmful"), tuned=lambda _: COMPLIANCE):
-        found = found_rows(config)
-    assert found is not None
+        found = found_rows(config, read_records(config.train or ""), session, journal or Journal(None, {}))
+    assert all(torch.equal(before[name], leaf) for name, leaf in session.adapter().leaves.items())
     return found
 
 
@@ -97,9 +105,33 @@ def test_what_is_held_out_is_not_fitted_though_the_training_file_has_it(config: 
     assert {record.id for record in select(config, found).harmful} == {record.id for record in without.harmful}
 
 
-def test_without_a_training_file_nothing_is_found(config: RestoreConfig) -> None:
-    with script(base=refuses("harmful"), tuned=lambda _: COMPLIANCE):
-        assert found_rows(dataclasses.replace(config, train=None)) is None
+def test_what_the_journal_holds_is_neither_asked_nor_scored_again(config: RestoreConfig, tmp_path: Path,
+                                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring, "CHUNK", 5)
+    scored: list[int] = []
+    real = scoring._chunk
+
+    def counted(live: Any, rows: Any, *rest: Any) -> Any:
+        scored.extend(row.index for row in rows)
+        return real(live, rows, *rest)
+
+    monkeypatch.setattr(scoring, "_chunk", counted)
+    journal = Journal(tmp_path / "partial", {})
+    wanted = parted(config, journal)
+    assert scored == list(range(12))
+    path = tmp_path / "partial" / "journal.jsonl"
+    journal.close()
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    rows = [at for at, line in enumerate(lines) if '"scored_by"' in line]
+    path.write_text("".join(lines[:rows[5]]), encoding="utf-8")  # killed after the first five rows
+    scored.clear()
+    again = Journal(tmp_path / "partial", {}, resume=True)
+    found = parted(config, again)
+    assert scored == list(range(5, 12)) and found == wanted
+    scored.clear()
+    assert parted(dataclasses.replace(config, seed=2), again) is not None
+    assert scored == list(range(12))  # rows under other settings are none of theirs
+    again.close()
 
 
 def test_settings_of_the_search_are_those_of_the_restoration(config: RestoreConfig) -> None:
