@@ -67,7 +67,8 @@ def answer_logits(model: nn.Module, batch: Batch) -> AnswerLogits:
     positions = wanted.any(dim=0).nonzero().squeeze(1)
     inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "use_cache": False}
     if _takes_positions(type(_causal_lm(model)).forward):
-        logits = model(**inputs, logits_to_keep=positions).logits
+        # A list: a tensor would be moved to the first device, and the last hidden states may be on another.
+        logits = model(**inputs, logits_to_keep=positions.tolist()).logits
     else:
         logits = model(**inputs).logits[:, positions]
     kept = wanted[:, positions].to(logits.device)

@@ -1,4 +1,4 @@
-"""Every command on a simulated GPU: no operation mixes devices, and the results are those of the CPU.
+"""Every command on one simulated GPU and on two: no operation mixes devices, and the results are those of the CPU.
 
 What `tests/other_device.py` simulates is tested first, against what CUDA does.
 """
@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from other_device import CUDA, other_device
+from other_device import CUDA, NEXT, other_device
 from saferestore.core import pipeline
 from saferestore.core.config import PUBLISHED, CompareConfig, EvalConfig, ProbeConfig, RestoreConfig, ScoreConfig
 from saferestore.core.config.names import ENGINES, NEED_UNALIGNED
@@ -50,6 +50,9 @@ def test_what_mixes_devices_is_refused(mixed: Callable[[torch.Tensor, torch.Tens
         here, there = torch.ones(2, 3), torch.ones(2, 3, device=CUDA)
         with pytest.raises(RuntimeError, match=r"same device|for generator"):
             mixed(here, there)
+        with pytest.raises(RuntimeError, match="same device"):
+            there + there.to(NEXT)
+        assert there.to(NEXT)[0].device == NEXT
 
 
 def test_numpy_is_refused_and_scalars_and_indices_of_the_cpu_are_not() -> None:
@@ -100,12 +103,13 @@ def restoration(files: dict[str, str], **settings: Any) -> RestoreConfig:
     return RestoreConfig(**{**usual, **given, **settings})
 
 
-def on_both(run: Callable[[str], dict[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return what a command finds on the CPU and on the simulated device, where its model has to have been."""
+def on_both(run: Callable[[str, str | None], dict[str, Any]],
+            device_map: str | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what a command finds on the CPU and on one simulated GPU or two, where its model has to have been."""
     with other_device() as marks:
-        there = run("cuda")
-        assert marks.used > 100
-    return run("cpu"), there
+        there = run("cuda", device_map)
+        assert marks.used[CUDA] > 100 and (marks.used[NEXT] > 100) == (device_map is not None)
+    return run("cpu", None), there
 
 
 def same(first: Any, second: Any) -> None:
@@ -126,14 +130,17 @@ def same(first: Any, second: Any) -> None:
 
 @pytest.mark.parametrize("settings", [
     *({"engine": engine} for engine in ENGINES), {"controls": True, "relearn": 1, "low_memory": True},
-    {"objective": "anchor+match+ascent"}, {"tuned": "base", "rank": 4, "relearn": 1}, {"train": "task"}],
+    {"engine": "ekfac", "device_map": "balanced"}, {"engine": "fisher", "device_map": "balanced"},
+    {"engine": "cg", "device_map": "balanced", "relearn": 1}, {"objective": "anchor+match+ascent"},
+    {"tuned": "base", "rank": 4, "relearn": 1}, {"train": "task"}],
     ids=lambda settings: "-".join(map(str, settings.values())))
 def test_a_restoration_on_a_gpu_is_that_on_the_cpu(
         files: dict[str, str], tmp_path: Path, settings: dict[str, Any]) -> None:
     settings = {key: files.get(value, value) if key in ("tuned", "train") else value
                 for key, value in settings.items()}
-    made = on_both(lambda device: pipeline.restore(
-        restoration(files, device=device, **settings), tmp_path / device))
+    made = on_both(lambda device, device_map: pipeline.restore(
+        restoration(files, **{**settings, "device": device, "device_map": device_map}), tmp_path / device),
+        settings.get("device_map"))
     same(*made)
     assert made[0]["status"] == "ok"
     first, second = ((tmp_path / device / "adapter_model.safetensors").read_bytes() for device in ("cpu", "cuda"))
@@ -146,29 +153,30 @@ def test_a_published_method_runs_on_a_gpu(files: dict[str, str], tmp_path: Path,
     with other_device() as marks:
         made = pipeline.restore(restoration(files, device="cuda", method=method, held_out_rows=2, max_steps=1, **more),
                                 tmp_path / "out")
-    assert made["status"] == "ok" and marks.used > 100
+    assert made["status"] == "ok" and marks.used[CUDA] > 100
 
 
-def looked_at(files: dict[str, str], device: str, **settings: Any) -> dict[str, Any]:
+def looked_at(files: dict[str, str], device: str, device_map: str | None, **settings: Any) -> dict[str, Any]:
     """Settings that every look shares."""
-    return {"harmful": (files["harmful"],), "device": device, "max_new_tokens": 8, **settings}
+    return {"harmful": (files["harmful"],), "device": device, "device_map": device_map, "max_new_tokens": 8, **settings}
 
 
-LOOKS: dict[str, Callable[[dict[str, str], str], dict[str, Any]]] = {
-    "probe": lambda files, device: pipeline.probe(ProbeConfig(files["tuned"], **looked_at(
-        files, device, benign=(files["benign"],), rows=4, points=3, products=4, probes=2, eigenvalues=2))),
-    "compare": lambda files, device: pipeline.compare(CompareConfig(files["base"], files["tuned"], **looked_at(
-        files, device, benign=(files["benign"],), rows=10, points=3, directions=2, draws=2))),
-    "score": lambda files, device: pipeline.score(ScoreConfig(files["base"], files["tuned"], **looked_at(
-        files, device, train=files["task"], safe=(files["safe"],), fit_rows=6, curvature_rows=4))),
-    "score-diagonal": lambda files, device: pipeline.score(ScoreConfig(files["base"], files["tuned"], **looked_at(
-        files, device, train=files["task"], safe=(files["safe"],), fit_rows=6, way="diagonal", per_token=True))),
-    "eval": lambda files, device: pipeline.evaluate(EvalConfig(files["tuned"], **looked_at(
-        files, device, base=files["base"], limit=4, task=(files["task"],), shots="0,1",
+LOOKS: dict[str, Callable[..., dict[str, Any]]] = {
+    "probe": lambda files, *where: pipeline.probe(ProbeConfig(files["tuned"], **looked_at(
+        files, *where, benign=(files["benign"],), rows=4, points=3, products=4, probes=2, eigenvalues=2))),
+    "compare": lambda files, *where: pipeline.compare(CompareConfig(files["base"], files["tuned"], **looked_at(
+        files, *where, benign=(files["benign"],), rows=10, points=3, directions=2, draws=2))),
+    "score": lambda files, *where: pipeline.score(ScoreConfig(files["base"], files["tuned"], **looked_at(
+        files, *where, train=files["task"], safe=(files["safe"],), fit_rows=6, curvature_rows=4))),
+    "score-diagonal": lambda files, *where: pipeline.score(ScoreConfig(files["base"], files["tuned"], **looked_at(
+        files, *where, train=files["task"], safe=(files["safe"],), fit_rows=6, way="diagonal", per_token=True))),
+    "eval": lambda files, *where: pipeline.evaluate(EvalConfig(files["tuned"], **looked_at(
+        files, *where, base=files["base"], limit=4, task=(files["task"],), shots="0,1",
         attack=("prefill:2", "manyshot:2", "decode:t=0.7;n=2", "template:roleplay")))),
 }
 
 
+@pytest.mark.parametrize("device_map", [None, "balanced"])
 @pytest.mark.parametrize("command", LOOKS)
-def test_a_look_on_a_gpu_is_that_on_the_cpu(files: dict[str, str], command: str) -> None:
-    same(*on_both(lambda device: LOOKS[command](files, device)))
+def test_a_look_on_gpus_is_that_on_the_cpu(files: dict[str, str], command: str, device_map: str | None) -> None:
+    same(*on_both(lambda *where: LOOKS[command](files, *where), device_map))
