@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ def score(config: ScoreConfig, out: Path | None = None, *, clean: Path | None = 
         config: What to read and how.
         out: The folder to write, whole or not at all; None writes nothing.
         clean: Where the training file goes without the rows over the threshold, with the list of them beside it.
-        resume: Go on with the rows of an interrupted run that wrote to `out`.
+        resume: Go on with the answers and rows of an interrupted run that wrote to `out`.
         restart: Throw them away.
         progress: Told of every long stage.
 
@@ -55,11 +56,13 @@ def score(config: ScoreConfig, out: Path | None = None, *, clean: Path | None = 
         selection, pair, session, examiner, training = open_score(config, progress)
         if training is not None:
             config = dataclasses.replace(config, way=way_with_room(session.adapter(), config.way))
-    with clock.stage("prepare"):
-        prepared = prepare_score(session, examiner, selection, config)
-    with clock.stage("modules"):
-        modules = score_modules(prepared.problem, config)
-    rows = _rows(session, prepared, training, config, examiner, _Place(out, resume, restart), clock, progress)
+    with contextlib.closing(_journal(config, session, training, out, resume=resume, restart=restart)) as journal:
+        with clock.stage("prepare"):
+            keeping = dataclasses.replace(examiner, known=known_answers(journal.entries), keep=journal.write)
+            prepared = prepare_score(session, keeping, selection, config)
+        with clock.stage("modules"):
+            modules = score_modules(prepared.problem, config)
+        rows = _rows(session, prepared, training, config, examiner, journal, clock, progress)
     warnings = [*pair.warnings, *selection.warnings, *prepared.warnings, *rows.warnings]
     found = score_document(config, pair, selection, modules, rows.summary, warnings)
     found["run"] = clock.run()
@@ -165,15 +168,6 @@ def _free_bytes(device: torch.device) -> int | None:
 
 
 @dataclass(frozen=True)
-class _Place:
-    """Where a run writes, and whether it goes on with an earlier one."""
-
-    out: Path | None
-    resume: bool
-    restart: bool
-
-
-@dataclass(frozen=True)
 class _Rows:
     """What rows add to the document, and what is left to do once OUT stands."""
 
@@ -184,18 +178,14 @@ class _Rows:
 
 
 def _rows(session: Session, prepared: Prepared, training: TrainingRows | None, config: ScoreConfig,
-          examiner: Examiner, place: _Place, clock: Clock, progress: Progress) -> _Rows:
+          examiner: Examiner, journal: Journal, clock: Clock, progress: Progress) -> _Rows:
     """Score the rows of the training file, where there is one."""
     if training is None:
         return _Rows(None, [], [], lambda _: None)
-    folder = journal_folder(place.out) if place.out is not None else None
-    journal = Journal(folder, _deciding(config, session, training), resume=place.resume, restart=place.restart)
-    try:
-        with clock.stage("rows"):
-            scored = score_rows(session, prepared.problem.safety, training, config, pad_id=examiner.chat.pad_id,
-                                done=list(journal.entries), keep=journal.write, progress=progress)
-    finally:
-        journal.close()
+    with clock.stage("rows"):
+        scored = score_rows(session, prepared.problem.safety, training, config, pad_id=examiner.chat.pad_id,
+                            done=[entry for entry in journal.entries if "row" in entry], keep=journal.write,
+                            progress=progress)
     ranked = rank(scored, config.remove)
     lines = score_lines(training, scored, ranked, examiner.chat, config.redact)
     summary = row_summary(config, training, scored, ranked, lines)
@@ -206,6 +196,14 @@ def _rows(session: Session, prepared: Prepared, training: TrainingRows | None, c
         journal.remove()
 
     return _Rows(summary, lines, row_warnings(training, scored, summary), finish)
+
+
+def _journal(config: ScoreConfig, session: Session, training: TrainingRows | None, out: Path | None, *, resume: bool,
+             restart: bool) -> Journal:
+    """Open the journal of a score of rows that writes OUT; any other keeps nothing."""
+    if training is None or out is None:
+        return Journal(None, {})
+    return Journal(journal_folder(out), _deciding(config, session, training), resume=resume, restart=restart)
 
 
 def _deciding(config: ScoreConfig, session: Session, training: TrainingRows) -> Json:

@@ -17,7 +17,7 @@ from saferestore.core.curvature.kfac import factor_bytes
 from saferestore.core.data.chat import ChatFormat
 from saferestore.core.data.readers import read_records
 from saferestore.core.errors import NumericalError, UsageError
-from saferestore.core.evaluation import scoring
+from saferestore.core.evaluation import scoring, systems
 from saferestore.core.evaluation.scoring import ScoredRows, prepare_score
 from saferestore.core.evaluation.training_rows import training_rows
 from saferestore.core.influence.point import HALVINGS, NO_RISE, RISE, Point
@@ -165,6 +165,31 @@ def test_an_interrupted_run_goes_on_with_the_rows_it_has(files: Path, tmp_path: 
     assert done == [4, 4, 3] and not (tmp_path / "out.partial").exists()
     ranked = [[row["line"] for row in each["rows"]["most_harmful"]] for each in (found, whole)]
     assert ranked[0] == ranked[1]
+
+
+def test_an_interrupted_run_asks_no_model_again(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    safe = tmp_path / "safe.jsonl"  # the models' own answers are noise
+    safe.write_text("".join(json.dumps({"prompt": f"harmful {n}", "answer": "I cannot help."}) + "\n"
+                            for n in range(9)), encoding="utf-8")
+    config, real, asked = _config(files, safe=(str(safe),), max_new_tokens=4), systems.generate, []
+
+    def counted(model: Any, prompts: Any, **more: Any) -> Any:
+        asked.append((len(prompts), len(more["known"])))
+        return real(model, prompts, **more)
+
+    def stop(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(systems, "generate", counted)
+    whole = score(config, tmp_path / "whole")
+    assert asked and not any(known for _, known in asked)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(scoring, "_chunk", stop)
+        score(config, tmp_path / "out")
+    asked.clear()
+    found = score(config, tmp_path / "out", resume=True)
+    assert asked and all(count == known for count, known in asked)
+    assert found["rows"] == whole["rows"] and not (tmp_path / "out.partial").exists()
 
 
 def test_a_row_whose_loss_is_not_finite_is_listed_and_not_ranked(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
