@@ -156,6 +156,14 @@ def test_a_published_method_runs_on_a_gpu(files: dict[str, str], tmp_path: Path,
     assert made["status"] == "ok" and marks.used[CUDA] > 100
 
 
+@pytest.mark.parametrize("device_map", [None, "balanced"])
+def test_half_precision_runs_on_gpus(files: dict[str, str], tmp_path: Path, device_map: str | None) -> None:
+    with other_device() as marks:
+        made = pipeline.restore(restoration(files, device="cuda", device_map=device_map, dtype="bfloat16",
+                                            low_memory=True), tmp_path / "out")
+    assert made["status"] == "ok" and made["settings"]["dtype"] == "bfloat16" and marks.used[CUDA] > 100
+
+
 def looked_at(files: dict[str, str], device: str, device_map: str | None, **settings: Any) -> dict[str, Any]:
     """Settings that every look shares."""
     return {"harmful": (files["harmful"],), "device": device, "device_map": device_map, "max_new_tokens": 8, **settings}
