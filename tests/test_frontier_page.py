@@ -137,7 +137,9 @@ def test_the_page_says_what_its_rows_say(tmp_path: Path) -> None:
     page = (tmp_path / "frontier.md").read_text(encoding="utf-8")
     assert "2 of 54 pairs" in page and "`resta`: no unaligned model (1 pairs: llama, mixed, adapter, seed 0)" in page
     assert "undominated by published methods on 2 of 2 pairs" in page
-    assert "it takes 4.0 times the passes (median of 2)" in page
+    assert ("on 2 of 2 pairs tuned on harmful rows by `anchor-ekfac` and on 2 by `refusal-sft`, at the best of its "
+            "rates (where both do, `refusal-sft` takes 4.0 times the passes of ours, median of 2).") in page
+    assert "benign drift by" not in page
     assert "Harm is back after 6.5 steps on 4 rows" in page
     # PAIR is one by which the default was chosen, the other is not
     assert "chosen on llama, mixed, adapter, seed 0, among" in page and "(n 1)" in page.split("remaining pairs")[1]

@@ -231,14 +231,18 @@ def mean_area(name: str, rows: list[Row], pairs: Sequence[Key]) -> float:
 
 
 def cost(rows: list[Row], pairs: Sequence[Key]) -> str:
-    """Return how passes to the target compare with those of `refusal-sft`."""
-    mine, theirs = ([fewest(name, rows, pair) for pair in pairs] for name in (OURS, "refusal-sft"))
-    both = [b / a for a, b in zip(mine, theirs, strict=True) if math.isfinite(a) and math.isfinite(b)]
-    ratio = f"; where both do, it takes {statistics.median(both):.1f} times the passes (median of {len(both)})" \
-        if both else ""
-    return (f"- The target (harm at most {TARGET}, held-out drift at most {BUDGET}) is reached by `{OURS}` on "
-            f"{sum(map(math.isfinite, mine))} of {len(pairs)} pairs and by `refusal-sft`, at the best of its rates, on "
-            f"{sum(map(math.isfinite, theirs))}{ratio}.")
+    """Return how passes to the target compare with those of `refusal-sft`, by what the pairs were tuned on."""
+    parts = []
+    for words, own in (("tuned on harmful rows", [pair for pair in pairs if pair[1] != "drift"]),
+                       ("of benign drift", [pair for pair in pairs if pair[1] == "drift"])):
+        mine, theirs = ([fewest(name, rows, pair) for pair in own] for name in (OURS, "refusal-sft"))
+        both = [b / a for a, b in zip(mine, theirs, strict=True) if math.isfinite(a) and math.isfinite(b)]
+        ratio = (f" (where both do, `refusal-sft` takes {statistics.median(both):.1f} times the passes of ours, median "
+                 f"of {len(both)})") if both else ""
+        if own:
+            parts.append(f"on {sum(map(math.isfinite, mine))} of {len(own)} pairs {words} by `{OURS}` and on "
+                         f"{sum(map(math.isfinite, theirs))} by `refusal-sft`, at the best of its rates{ratio}")
+    return f"- The target (harm at most {TARGET}, held-out drift at most {BUDGET}) is reached {'; '.join(parts)}."
 
 
 def relearning(rows: list[Row], pairs: Sequence[Key]) -> Iterable[str]:
