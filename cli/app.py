@@ -13,7 +13,7 @@ from ..core.report.verdicts import EXIT_CODES
 from .compare import compare
 from .errors import failure, show
 from .evaluate import evaluate
-from .memory import return_freed_memory
+from .memory import names_small_models, return_freed_memory
 from .probe import probe
 from .restore import restore
 from .schema import schema
@@ -67,7 +67,8 @@ def run(arguments: Sequence[str]) -> int:
 
 def app() -> NoReturn:
     """Run the command line of this process; a terminal that lacks a character shows another one."""
-    return_freed_memory()
+    if not names_small_models(sys.argv[1:]):
+        return_freed_memory()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")

@@ -30,7 +30,7 @@ from pathlib import Path
 import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
-from saferestore.cli.memory import return_freed_memory
+from saferestore.cli.memory import names_small_models, return_freed_memory
 from saferestore.core.checkpoint.session import LiveModel
 from saferestore.core.curvature.diagonal import diagonal_fisher
 from saferestore.core.curvature.engines import ENGINES, EngineInputs
@@ -347,7 +347,8 @@ def main() -> None:
     """Measure, print, and write where asked."""
     arguments = parsed()
     torch.set_num_threads(arguments.threads)
-    return_freed_memory()  # as the command line does
+    if not names_small_models([arguments.model or ""]):
+        return_freed_memory()  # as the command line does
     if arguments.case:
         print(peak_of(arguments))
         return
