@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from ..evaluation.scoring import prepare_score, score_examiner, score_modules, s
 from ..evaluation.systems import Examiner, known_answers
 from ..evaluation.training_rows import TrainingRows, training_rows
 from .clock import Clock
-from .journal import Journal, digest, journal_folder
+from .journal import Journal, digest, journal_folder, kept_until_done
 from .score import rank, row_summary, row_warnings, score_document, score_lines
 from .score_files import check_clean, write_clean, write_score
 from .score_schema import validate
@@ -56,21 +55,21 @@ def score(config: ScoreConfig, out: Path | None = None, *, clean: Path | None = 
         selection, pair, session, examiner, training = open_score(config, progress)
         if training is not None:
             config = dataclasses.replace(config, way=way_with_room(session.adapter(), config.way))
-    with contextlib.closing(_journal(config, session, training, out, resume=resume, restart=restart)) as journal:
+    with kept_until_done(_journal(config, session, training, out, resume=resume, restart=restart)) as journal:
         with clock.stage("prepare"):
             keeping = dataclasses.replace(examiner, known=known_answers(journal.entries), keep=journal.write)
             prepared = prepare_score(session, keeping, selection, config)
         with clock.stage("modules"):
             modules = score_modules(prepared.problem, config)
         rows = _rows(session, prepared, training, config, examiner, journal, clock, progress)
-    warnings = [*pair.warnings, *selection.warnings, *prepared.warnings, *rows.warnings]
-    found = score_document(config, pair, selection, modules, rows.summary, warnings)
-    found["run"] = clock.run()
-    validate(found)
-    if out is not None:
-        with staged(out, force=config.force) as folder:
-            write_score(folder, found, rows.lines)
-    rows.finish(clean)
+        warnings = [*pair.warnings, *selection.warnings, *prepared.warnings, *rows.warnings]
+        found = score_document(config, pair, selection, modules, rows.summary, warnings)
+        found["run"] = clock.run()
+        validate(found)
+        if out is not None:
+            with staged(out, force=config.force) as folder:
+                write_score(folder, found, rows.lines)
+        rows.finish(clean)
     return found
 
 
@@ -193,7 +192,6 @@ def _rows(session: Session, prepared: Prepared, training: TrainingRows | None, c
     def finish(clean: Path | None) -> None:
         if clean is not None:
             write_clean(clean, str(config.train), training, scored, ranked, offline=config.offline)
-        journal.remove()
 
     return _Rows(summary, lines, row_warnings(training, scored, summary), finish)
 

@@ -16,7 +16,7 @@ from saferestore.core.config import ScoreConfig, no_progress
 from saferestore.core.curvature.kfac import factor_bytes
 from saferestore.core.data.chat import ChatFormat
 from saferestore.core.data.readers import read_records
-from saferestore.core.errors import NumericalError, UsageError
+from saferestore.core.errors import MismatchError, NumericalError, UsageError
 from saferestore.core.evaluation import scoring, systems
 from saferestore.core.evaluation.scoring import ScoredRows, prepare_score
 from saferestore.core.evaluation.training_rows import training_rows
@@ -165,6 +165,15 @@ def test_an_interrupted_run_goes_on_with_the_rows_it_has(files: Path, tmp_path: 
     assert done == [4, 4, 3] and not (tmp_path / "out.partial").exists()
     ranked = [[row["line"] for row in each["rows"]["most_harmful"]] for each in (found, whole)]
     assert ranked[0] == ranked[1]
+
+
+def test_an_input_that_is_refused_leaves_nothing_behind(files: Path, tmp_path: Path) -> None:
+    config, out = _config(files), tmp_path / "out"
+    for _ in range(2):  # the second run finds no interrupted one
+        with script(base=lambda _: COMPLIANCE, tuned=lambda _: COMPLIANCE), pytest.raises(
+                MismatchError, match="cannot teach refusal"):
+            score(config, out)
+        assert not list(tmp_path.iterdir())
 
 
 def test_an_interrupted_run_asks_no_model_again(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
