@@ -16,12 +16,12 @@ import argparse
 import dataclasses
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from frontier_page import write_page
+from frontier_page import committed, write_page
 from frontier_pairs import Pair, all_pairs, make_pair
 from frontier_robustness import Cell, attacked, base_params, few_shot, framed, relearned, rounded
 from saferestore.core.checkpoint.pair import open_pair
@@ -247,6 +247,31 @@ def read_results(results: Path) -> list[Row]:
     """Return the results so far."""
     text = results.read_text(encoding="utf-8") if results.exists() else ""
     return [json.loads(line) for line in text.splitlines()]
+
+
+def run_beside(doc: str, results: Path, measure: Callable[[Path, Sequence[str] | None, Path], None],
+               page: Callable[[Sequence[Row], str], str]) -> None:
+    """The command line of a benchmark on these pairs: run what is missing, write the page beside its results.
+
+    Args:
+        doc: Of the script; its first line is the description.
+        results: Where they are kept unless another file is named.
+        measure: Given the folder of the pairs, parts of names and the file of the results.
+        page: Given the results and the commit.
+    """
+    parser = argparse.ArgumentParser(description=doc.partition("\n")[0])
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--pairs", type=Path, metavar="FOLDER")
+    where.add_argument("--page-only", action="store_true")
+    parser.add_argument("--only", nargs="*", metavar="PART", help="pairs with one of these in their name")
+    parser.add_argument("--results", type=Path, default=results)
+    parser.add_argument("--commit", help="of the code that ran, for the page")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if not options.page_only:
+        measure(options.pairs, options.only, options.results)
+    text = page(read_results(options.results), options.commit or committed())
+    options.results.with_suffix(".md").write_text(text, encoding="utf-8")
 
 
 def main() -> None:

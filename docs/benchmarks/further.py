@@ -11,7 +11,6 @@ from them.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -27,12 +26,12 @@ from frontier import (
     done_of,
     measured,
     open_cell,
-    read_results,
+    run_beside,
     steps_of,
     systems,
 )
 from frontier_measures import BUDGET, Key, area, at_budget, pair_of, paired
-from frontier_page import OURS, committed, rate, table
+from frontier_page import OURS, rate, table
 from frontier_page import drift as mean_drift
 from frontier_pairs import Pair, make_pair
 from frontier_robustness import Cell
@@ -141,22 +140,5 @@ def page(rows: Sequence[Row], commit: str) -> str:
                        torch=torch.__version__, table=table(head, lines))
 
 
-def main() -> None:
-    """Run what is missing, write the page."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    where = parser.add_mutually_exclusive_group(required=True)
-    where.add_argument("--pairs", type=Path, metavar="FOLDER")
-    where.add_argument("--page-only", action="store_true")
-    parser.add_argument("--only", nargs="*", metavar="PART", help="pairs with one of these in their name")
-    parser.add_argument("--results", type=Path, default=HERE / "further.jsonl")
-    parser.add_argument("--commit", help="of the code that ran, for the page")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    if not options.page_only:
-        measure(options.pairs, options.only, options.results)
-    text = page(read_results(options.results), options.commit or committed())
-    options.results.with_suffix(".md").write_text(text, encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main()
+    run_beside(__doc__ or "", HERE / "further.jsonl", measure, page)

@@ -9,7 +9,6 @@ not repeated; objectives.md is written from them.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -17,9 +16,9 @@ from pathlib import Path
 
 import frontier
 import torch
-from frontier import FIT_ROWS, HELD_OUT, Row, open_cell, read_results, run_cell
+from frontier import FIT_ROWS, HELD_OUT, Row, open_cell, run_beside, run_cell
 from frontier_measures import BUDGET, Key, area, at_budget, pair_of, paired
-from frontier_page import OURS, committed, rate, table
+from frontier_page import OURS, rate, table
 from frontier_page import drift as mean_drift
 from frontier_pairs import Pair, make_pair
 from frontier_robustness import Cell
@@ -84,22 +83,5 @@ def page(rows: Sequence[Row], commit: str) -> str:
                        commit=commit, torch=torch.__version__, table=table(head, lines))
 
 
-def main() -> None:
-    """Run what is missing, write the page."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    where = parser.add_mutually_exclusive_group(required=True)
-    where.add_argument("--pairs", type=Path, metavar="FOLDER")
-    where.add_argument("--page-only", action="store_true")
-    parser.add_argument("--only", nargs="*", metavar="PART", help="pairs with one of these in their name")
-    parser.add_argument("--results", type=Path, default=HERE / "objectives.jsonl")
-    parser.add_argument("--commit", help="of the code that ran, for the page")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    if not options.page_only:
-        measure(options.pairs, options.only, options.results)
-    text = page(read_results(options.results), options.commit or committed())
-    options.results.with_suffix(".md").write_text(text, encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main()
+    run_beside(__doc__ or "", HERE / "objectives.jsonl", measure, page)
