@@ -68,7 +68,8 @@ from .report.staging import check_out, staged
 from .report.write import sha256, write_bundle
 from .restoration.methods.inputs import Applied, Inputs
 from .restoration.methods.table import METHODS, apply
-from .restoration.trust_region import Outcome, Settings, minimise
+from .restoration.settings import Settings
+from .restoration.trust_region import Outcome, minimise
 
 Json = dict[str, Any]
 USUAL_PROMPT = 192

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from saferestore.core.restoration.trust_region import Settings
+from saferestore.core.restoration.settings import Settings
 
 sys.path.append(str(Path(__file__).parents[1] / "docs" / "benchmarks"))
 

@@ -11,7 +11,8 @@ from ..errors import NumericalError
 from ..losses import kl_divergence
 from ..params import axpy
 from ..restoration.controls import along, random_direction, strength_at_drift
-from ..restoration.trust_region import Outcome, Settings, minimise
+from ..restoration.settings import Settings
+from ..restoration.trust_region import Outcome, minimise
 from .preparation import Prepared
 from .systems import Examiner, measurement
 

@@ -69,3 +69,24 @@ def safety_weight(model: Model, *, gap: float, room: float) -> float:
     middle = (1 - model.back) * model.sp / model.ss
     square = middle**2 + 2 * model.scale * (room - model.penalty_change(0.0)) / model.ss
     return max(0.0, min(wanted, middle + math.sqrt(square) if square > 0 else 0.0))
+
+
+def tail_fall(here: float, goal: float, most: float) -> float:
+    """Return the fall that the slope of S has to foretell for S to come to a goal where S falls exponentially.
+
+    Where every row is all but refused, the cross-entropy of a margin m is exp(-m) to first order, and margins grow
+    evenly along a step: one whose slope foretells a fall by x leaves S exp(-x / S). Polyak's length, x = S - goal, then
+    leaves S / e however low the goal is.
+
+    Args:
+        here: S, nats per token.
+        goal: What it is to come to.
+        most: As many times S at most.
+
+    Returns:
+        Nats per token, S ln(S / goal); S - goal where the goal is not above 0, as of objectives without a tail, and 0
+        where S is there.
+    """
+    if here <= goal or goal <= 0:
+        return max(0.0, here - goal)
+    return here * min(most, math.log(here / goal))

@@ -24,10 +24,8 @@ from ..errors import NumericalError
 from ..losses import Loss, gradient, gradient_beside, values
 from ..params import Params, axpy, dot, scale, zeros
 from .attribution import Attribution, Point
-from .step import Model, safety_weight
-
-MOST_SLACK = 40.0
-"""Of the budget, however small it is."""
+from .settings import Settings
+from .step import Model, safety_weight, tail_fall
 
 FASTEST = 8.0
 """The scale of the quadratic model changes by this factor an attempt at most: one measurement may be an accident."""
@@ -59,56 +57,6 @@ class Problem:
     def kept_low(self) -> Loss:
         """P."""
         return self.penalty or self.drift
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How it is minimised.
-
-    Attributes:
-        engine: Name of a curvature engine.
-        max_drift: Budget for D on the fit rows, nats per token, obeyed by the outcome.
-        max_steps: Accepted steps at most.
-        drift_weight: mu: P that is paid for a fall of S is worth this much of it at least.
-        path_slack: How many times the budget D may be on the way; what is allowed shrinks to the budget itself over
-            the first 70% of the steps. Held to the budget from the start, steps creep along its boundary.
-        path_drift: D that the way may come to where that is more, up to `MOST_SLACK` times the budget: the way out and
-            back is as long for a small budget as for a large one.
-        damping: lambda as a fraction of the mean diagonal of F.
-        tries: Step lengths tried from one gradient before giving up.
-        max_products: Products a solve may take.
-        aim: Steps aim at this share of the base's value of S, and stop there: those that aim at the value itself slow
-            down before it, and leave unseen prompts answered with the budget all but unspent.
-        near: A term of S counts as restored once this fraction of its gap to the base's value is all that is left.
-        least_decrease: A step that lowers J by less than this fraction of S at the start is the last one.
-        seed: Of sampled labels.
-        low_memory: See `EngineInputs`.
-    """
-
-    engine: str = "ekfac"
-    max_drift: float = 0.01
-    max_steps: int = 10
-    drift_weight: float = 0.1
-    path_slack: float = 4.0
-    path_drift: float = 0.04
-    damping: float = 0.1
-    tries: int = 8
-    max_products: int = 4
-    aim: float = 0.5
-    near: float = 0.0005
-    least_decrease: float = 0.0001
-    seed: int = 0
-    low_memory: bool = False
-
-    @property
-    def slack(self) -> float:
-        """How many times the budget D may be at first."""
-        return max(self.path_slack, min(self.path_drift / self.max_drift, MOST_SLACK))
-
-    def allowed(self, number: int) -> float:
-        """Return the drift that step `number` (from 1) may reach, nats per token."""
-        share = max(0.0, 1.0 - number / max(1.0, 0.7 * self.max_steps))
-        return self.max_drift * self.slack ** share
 
 
 @dataclass(frozen=True)
@@ -329,9 +277,9 @@ def _search(problem: Problem, settings: Settings, state: _State, operator: Curva
     for attempt in range(settings.tries if products["ss"] > 0 or point.drift > allowed else 0):
         if point.penalty > 0:  # P is never below 0, so neither is the least that the model sees
             state.scale = max(state.scale, products["pp"] / (2 * point.penalty))
-        model = Model(**products, scale=state.scale, back=state.back)
-        nu = min(1 / mu, safety_weight(model, gap=state.reach * max(0.0, here - state.goal),
-                                       room=allowed / state.exchange - max(0.0, point.penalty)))
+        back = state.back if point.drift > settings.idle * settings.max_drift else 0.0
+        model = Model(**products, scale=state.scale, back=back)
+        nu = min(1 / mu, _weight(settings, state, model, point, allowed))
         delta = scale(-1 / model.scale, axpy(nu, safer.x, scale(model.back, held.x)))
         at_once = sum(step.step == number - 1 for step in state.steps) == 1
         hopeful = attempt == 0 and at_once and _passes_left(settings, state) > 1
@@ -351,6 +299,16 @@ def _search(problem: Problem, settings: Settings, state: _State, operator: Curva
             return target, there
     write_params(problem.live, point.params)
     return None, None
+
+
+def _weight(settings: Settings, state: _State, model: Model, point: Point, allowed: float) -> float:
+    """Return nu of a step to the goal, by the slope of S or, where that is further, by its tail within less drift."""
+    here, spent = sum(point.safety), max(0.0, point.penalty)
+    nu = safety_weight(model, gap=state.reach * max(0.0, here - state.goal), room=allowed / state.exchange - spent)
+    if here >= settings.tail:
+        return nu
+    return max(nu, safety_weight(model, gap=state.reach * tail_fall(here, state.goal, settings.furthest),
+                                 room=settings.tail_drift * settings.max_drift / state.exchange - spent))
 
 
 def _acceptable(start: Point, point: Point, safety: float, drift: float, allowed: float) -> bool:

@@ -41,7 +41,8 @@ from saferestore.core.curvature.kfac import ekfac
 from saferestore.core.data.batches import Batch, Row, make_batches
 from saferestore.core.losses import Loss, answer_logits, cross_entropy, gradient, kl_divergence, log_probabilities
 from saferestore.core.params import Params, gaussian
-from saferestore.core.restoration.trust_region import Problem, Settings, minimise
+from saferestore.core.restoration.settings import Settings
+from saferestore.core.restoration.trust_region import Problem, minimise
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 

@@ -39,7 +39,8 @@ from saferestore.core.checkpoint.session import write_params
 from saferestore.core.losses import values
 from saferestore.core.params import Params, axpy
 from saferestore.core.pipeline import solver_settings
-from saferestore.core.restoration.trust_region import Problem, Settings, minimise
+from saferestore.core.restoration.settings import Settings
+from saferestore.core.restoration.trust_region import Problem, minimise
 
 HERE = Path(__file__).parent
 FACTORS = (1.05, 1.1, 1.15, 1.2, 1.25, 1.3)

@@ -18,7 +18,8 @@ from saferestore.core.evaluation.preparation import Prepared, prepare
 from saferestore.core.losses import row_divergences
 from saferestore.core.params import axpy, gaussian, norm
 from saferestore.core.report.schema import CONTROLS
-from saferestore.core.restoration.trust_region import Outcome, Settings, minimise
+from saferestore.core.restoration.settings import Settings
+from saferestore.core.restoration.trust_region import Outcome, minimise
 from talk import examiner, open_tiny, record, refuses, save_pair, script, selection
 
 CONFIG = RestoreConfig("b", "t", max_steps=2, max_drift=0.05, seed=3)

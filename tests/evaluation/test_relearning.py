@@ -21,7 +21,8 @@ from saferestore.core.evaluation.preparation import Prepared, prepare
 from saferestore.core.evaluation.relearning import RATE, STEPS, relearn, run_relearning, steps_back, without_change
 from saferestore.core.losses import Loss, cross_entropy
 from saferestore.core.params import Params
-from saferestore.core.restoration.trust_region import Outcome, Settings, minimise
+from saferestore.core.restoration.settings import Settings
+from saferestore.core.restoration.trust_region import Outcome, minimise
 from talk import COMPLIANCE, REFUSAL, examiner, open_tiny, record, refuses, save_pair, script, selection
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM

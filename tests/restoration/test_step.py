@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from saferestore.core.restoration.step import Model, safety_weight
+from saferestore.core.restoration.step import Model, safety_weight, tail_fall
 from scipy.optimize import LinearConstraint, minimize
 
 SIZE = 5
@@ -95,3 +95,26 @@ def test_a_change_that_is_not_finite_or_a_step_of_nothing_has_no_scale():
     model = Model(pp=1.0, sp=0.0, ss=1.0, scale=1.0)
     assert model.measured_scale(1.0, math.inf) == math.inf and model.measured_scale(1.0, math.nan) == math.inf
     assert Model(pp=0.0, sp=0.0, ss=1.0, scale=1.0).measured_scale(0.0, 1.0) == math.inf
+
+
+@pytest.mark.parametrize("goal", [0.0001, 0.002, 0.01])
+def test_margins_that_grow_evenly_come_to_the_goal_by_the_fall_of_the_tail(goal: float):
+    """Logistic losses of rows far on their right side, moved by the length at which their slope foretells that fall."""
+    margins = np.random.default_rng(0).uniform(3.5, 5.0, size=50)
+    here = float(np.log1p(np.exp(-margins)).mean())
+    slope = float((-1 / (1 + np.exp(margins))).mean())
+    length = tail_fall(here, goal, 9.0) / -slope
+    assert float(np.log1p(np.exp(-(margins + length))).mean()) == pytest.approx(goal, rel=0.05)
+    polyak = (here - goal) / -slope  # leaves a share of 1 / e however low the goal is
+    assert float(np.log1p(np.exp(-(margins + polyak))).mean()) > 0.3 * here
+
+
+def test_the_fall_of_the_tail_is_never_less_than_the_gap_and_at_most_so_many_times_s():
+    for goal in (0.2, 0.1, 0.001):
+        assert 0.2 - goal <= tail_fall(0.2, goal, 3.0) <= 0.6
+    assert tail_fall(0.2, 1e-9, 3.0) == pytest.approx(0.6)
+
+
+def test_without_a_tail_the_fall_is_the_gap_and_where_s_is_there_it_is_none():
+    assert tail_fall(0.2, 0.0, 3.0) == 0.2 and tail_fall(0.2, -1.0, 3.0) == 1.2
+    assert tail_fall(0.2, 0.2, 3.0) == tail_fall(0.1, 0.2, 3.0) == 0.0

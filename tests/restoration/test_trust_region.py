@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from saferestore.core.checkpoint.session import read_params, write_params
+from saferestore.core.checkpoint.session import LiveModel, read_params, write_params
 from saferestore.core.config import ENGINES
 from saferestore.core.curvature import engines
 from saferestore.core.curvature.fisher import fisher
@@ -24,16 +24,11 @@ from saferestore.core.losses import (
     kl_divergence,
     log_probabilities,
 )
+from saferestore.core.params import axpy
 from saferestore.core.restoration import trust_region
 from saferestore.core.restoration.attribution import Attribution, Point
-from saferestore.core.restoration.trust_region import (
-    GIVEN_BACK,
-    Outcome,
-    Problem,
-    Settings,
-    is_restored,
-    minimise,
-)
+from saferestore.core.restoration.settings import Settings
+from saferestore.core.restoration.trust_region import GIVEN_BACK, Outcome, Problem, is_restored, minimise
 from torch import Tensor
 
 from .. import dense
@@ -425,3 +420,42 @@ def test_a_fresh_adapter_is_scored_again_once_its_second_factor_is_no_longer_zer
     assert outcome.cost.score_passes == 2 and outcome.cost.gradient_passes <= 7
     assert [step.damping for step in outcome.steps if step.accepted][:2] == pytest.approx(dampings, rel=1e-6)
     assert dampings[1] > 1.01 * dampings[0]
+
+
+def _nearly_learnt() -> Problem:
+    """The problem from where S is 0.2 nats per token, with all drift counted from there."""
+    live = _problem(target=0.4).live
+    minimise(Problem(live, (cross_entropy("anchor", SAFE, target=0.4),), _drift_from_here(live)),
+             Settings(max_drift=1e3, max_steps=60))
+    return Problem(live, (cross_entropy("anchor", SAFE, target=0.004),), _drift_from_here(live))
+
+
+def _drift_from_here(live: LiveModel) -> Loss:
+    return kl_divergence("D", RETAIN, log_probabilities(live.model, RETAIN).__getitem__)
+
+
+def test_in_the_tail_of_s_fewer_passes_come_to_the_same_goal():
+    long, short = (minimise(_nearly_learnt(), Settings(max_drift=100.0, max_steps=40, tail=tail))
+                   for tail in (0.3, 0.0))
+    assert 0.1 < sum(long.start.safety) < 0.3
+    assert long.stopped_because == short.stopped_because == "restored"
+    assert long.cost.gradient_passes < short.cost.gradient_passes - 1
+
+
+def test_a_step_is_longer_for_the_tail_within_its_share_of_the_budget_alone():
+    none, off = (minimise(_nearly_learnt(), replace(Settings(max_drift=0.01, max_steps=3), **limit))
+                 for limit in ({"tail_drift": 0.0}, {"tail": 0.0}))
+    assert _same(none.point.params, off.point.params)
+    some = minimise(_nearly_learnt(), Settings(max_drift=0.01, max_steps=3))
+    assert not _same(some.point.params, off.point.params)
+
+
+@pytest.mark.parametrize(("idle", "alone"), [(1.0, True), (0.0, False)])
+def test_no_drift_is_won_back_while_next_to_none_of_the_budget_is_spent(idle: float, alone: bool):
+    problem = _problem()
+    settings = Settings(engine="identity", max_drift=100.0, max_steps=1, idle=idle)
+    first = minimise(problem, settings).point
+    second = minimise(_problem(), replace(settings, max_steps=2)).point
+    moved, slope = (dense.flat(axpy(-1.0, first.params, second.params)), dense.flat(first.safety_gradient))
+    cosine = float(moved @ -slope / (moved.norm() * slope.norm()))
+    assert first.drift > 0 and (cosine > 1 - 1e-9) is alone
