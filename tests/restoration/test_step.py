@@ -111,7 +111,7 @@ def test_margins_that_grow_evenly_come_to_the_goal_by_the_fall_of_the_tail(goal:
 
 def test_the_fall_of_the_tail_is_never_less_than_the_gap_and_at_most_so_many_times_s():
     for goal in (0.2, 0.1, 0.001):
-        assert 0.2 - goal <= tail_fall(0.2, goal, 3.0) <= 0.6
+        assert 0.2 - goal <= tail_fall(0.2, goal, 3.0) <= 3.0 * 0.2
     assert tail_fall(0.2, 1e-9, 3.0) == pytest.approx(0.6)
 
 
