@@ -445,10 +445,10 @@ def test_in_the_tail_of_s_fewer_passes_come_to_the_same_goal():
 
 
 def test_a_step_is_longer_for_the_tail_within_its_share_of_the_budget_alone():
-    none, off = (minimise(_all_but_refused(), Settings(max_steps=2, **limit))
-                 for limit in ({"tail_drift": 0.0}, {"tail": 0.0}))
+    settings = Settings(max_steps=2)
+    none, off, some = (minimise(_all_but_refused(), each)
+                       for each in (replace(settings, tail_drift=0.0), replace(settings, tail=0.0), settings))
     assert _same(none.point.params, off.point.params)
-    some = minimise(_all_but_refused(), Settings(max_steps=2))
     assert sum(some.point.safety) < 0.5 * sum(off.point.safety)
 
 
