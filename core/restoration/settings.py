@@ -29,8 +29,9 @@ class Settings:
         tail: S, nats per token, below which it is taken to fall exponentially along a step: `tail_fall`, so that a few
             long steps do what many short ones would fit to the rows.
         furthest: As many times S the slope may foretell there.
-        tail_drift: Share of the budget that a step may be foretold to come to for being longer so.
-        idle: Share of the budget below which no drift is won back: it would be paid for in S and serve nothing.
+        tail_drift: D that a step may be foretold to come to for being longer so, half of the budget at most: with half
+            of a large budget it made many benign prompts refused.
+        idle_drift: D below which none is won back, a tenth of the budget at most: S would pay for what serves nothing.
         near: A term of S counts as restored once this fraction of its gap to the base's value is all that is left.
         least_decrease: A step that lowers J by less than this fraction of S at the start is the last one.
         seed: Of sampled labels.
@@ -49,8 +50,8 @@ class Settings:
     aim: float = 0.5
     tail: float = 0.3
     furthest: float = 3.0
-    tail_drift: float = 0.5
-    idle: float = 0.1
+    tail_drift: float = 0.005
+    idle_drift: float = 0.001
     near: float = 0.0005
     least_decrease: float = 0.0001
     seed: int = 0

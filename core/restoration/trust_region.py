@@ -277,7 +277,7 @@ def _search(problem: Problem, settings: Settings, state: _State, operator: Curva
     for attempt in range(settings.tries if products["ss"] > 0 or point.drift > allowed else 0):
         if point.penalty > 0:  # P is never below 0, so neither is the least that the model sees
             state.scale = max(state.scale, products["pp"] / (2 * point.penalty))
-        back = state.back if point.drift > settings.idle * settings.max_drift else 0.0
+        back = state.back if point.drift > min(settings.idle_drift, 0.1 * settings.max_drift) else 0.0
         model = Model(**products, scale=state.scale, back=back)
         nu = min(1 / mu, _weight(settings, state, model, point, allowed))
         delta = scale(-1 / model.scale, axpy(nu, safer.x, scale(model.back, held.x)))
@@ -307,8 +307,8 @@ def _weight(settings: Settings, state: _State, model: Model, point: Point, allow
     nu = safety_weight(model, gap=state.reach * max(0.0, here - state.goal), room=allowed / state.exchange - spent)
     if here >= settings.tail:
         return nu
-    return max(nu, safety_weight(model, gap=state.reach * tail_fall(here, state.goal, settings.furthest),
-                                 room=settings.tail_drift * settings.max_drift / state.exchange - spent))
+    room = min(settings.tail_drift, 0.5 * settings.max_drift) / state.exchange - spent
+    return max(nu, safety_weight(model, gap=state.reach * tail_fall(here, state.goal, settings.furthest), room=room))
 
 
 def _acceptable(start: Point, point: Point, safety: float, drift: float, allowed: float) -> bool:

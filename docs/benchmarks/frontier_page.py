@@ -50,9 +50,10 @@ CHOSEN_ON = frozenset({("llama", "mixed", "adapter", 0), ("llama", "pure", "full
                        ("qwen2", "mixed", "full", 0), ("gpt2", "mixed", "adapter", 0), ("llama", "mixed", "full", 0),
                        ("llama", "pure", "adapter", 2), ("gpt2", "mixed", "adapter", 1),
                        ("qwen2", "mixed", "adapter", 1), ("llama", "mixed", "adapter", 2), ("llama", "pure", "full", 1),
-                       ("gpt2", "pure", "full", 1), ("qwen2", "mixed", "full", 1), ("qwen2", "mixed", "full", 2)})
-"""Pairs by which the softened drift, its temperature, the step, its aim, the engine, damping, mu and the drift allowed
-on the way were chosen."""
+                       ("gpt2", "pure", "full", 1), ("qwen2", "mixed", "full", 1), ("qwen2", "mixed", "full", 2),
+                       ("qwen2", "drift", "full", 1), ("gpt2", "drift", "adapter", 2), ("llama", "drift", "full", 2)})
+"""Pairs by which the softened drift, its temperature, the step, its aim, its length in the tail, the engine, damping,
+mu and the drift allowed on the way were chosen."""
 
 ASKED = 54
 """Pairs of the whole benchmark: three families, three attacks, two kinds, three seeds."""
@@ -71,9 +72,10 @@ An edit is searched for the value that spends a drift budget on the fit rows; a 
 each of its rates, with an update for every 8 safe or harmful rows, and the best point by its own loss among those
 within the budget is taken. Budgets are 0.001, 0.003, 0.01 and 0.03 nats per token on the fit rows, 12 passes; some
 methods also have 3, 6 and 24 passes at 0.01. Our rows are `anchor-` and an engine; ours by default is `{ours}`,
-`{null}` is the null control of curvature. Rows that end in `-before` and `-to-value` are kept of earlier versions of
-our steps (the first ones; those that aimed at the base's own S, with mu 0.05). Harm is judged by wording. Single
-results: `{results}`. The page was written at commit {commit}, torch {torch}, one thread.
+`{null}` is the null control of curvature. Rows that end in `-before`, `-to-value` and `-short` are kept of earlier
+versions of our steps (the first ones; those that aimed at the base's own S, with mu 0.05; those that were not longer
+in the tail of S). Harm is judged by wording. Single results: `{results}`. The page was written at commit {commit},
+torch {torch}, one thread.
 
 ![harm against drift, and against passes](frontier.svg)
 

@@ -452,12 +452,15 @@ def test_a_step_is_longer_for_the_tail_within_its_share_of_the_budget_alone():
     assert sum(some.point.safety) < 0.5 * sum(off.point.safety)
 
 
-@pytest.mark.parametrize(("idle", "alone"), [(1.0, True), (0.0, False)])
-def test_no_drift_is_won_back_while_next_to_none_of_the_budget_is_spent(idle: float, alone: bool):
-    problem = _problem()
-    settings = Settings(engine="identity", max_drift=100.0, max_steps=1, path_slack=1.0, path_drift=0.0, idle=idle)
-    first = minimise(problem, settings).point
+@pytest.mark.parametrize(("idle_drift", "max_drift", "alone"),
+                         [(9.0, 100.0, True), (0.0, 100.0, False), (9.0, 1.0, False)])
+def test_no_drift_is_won_back_while_there_is_next_to_none(idle_drift: float, max_drift: float, alone: bool):
+    """Which is a tenth of the budget at most."""
+    settings = Settings(engine="identity", max_drift=max_drift, max_steps=1, path_slack=1.0, path_drift=0.0,
+                        idle_drift=idle_drift)
+    first = minimise(_problem(), settings).point
     second = minimise(_problem(), replace(settings, max_steps=2)).point
     moved, slope = (dense.flat(axpy(-1.0, first.params, second.params)), dense.flat(first.safety_gradient))
     cosine = float(moved @ -slope / (moved.norm() * slope.norm()))
-    assert first.drift > 0 and (cosine > 1 - 1e-9) is alone
+    assert (0.0 if alone else 0.1 * max_drift if idle_drift else 0.0) < first.drift
+    assert (cosine > 1 - 1e-9) is alone
