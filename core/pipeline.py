@@ -68,7 +68,7 @@ from .report.staging import check_out, staged
 from .report.write import sha256, write_bundle
 from .restoration.methods.inputs import Applied, Inputs
 from .restoration.methods.table import METHODS, apply
-from .restoration.settings import Settings
+from .restoration.settings import solver_settings
 from .restoration.trust_region import Outcome, minimise
 
 Json = dict[str, Any]
@@ -370,12 +370,6 @@ def probe(config: ProbeConfig, out: Path | None = None, *, plots: Path | None = 
             with staged(folder, force=config.force) as staging:
                 write(staging, found)
     return found
-
-
-def solver_settings(config: RestoreConfig) -> Settings:
-    """Return the settings of the trust region for a configuration."""
-    return Settings(engine=config.engine, max_drift=config.max_drift, max_steps=config.max_steps, seed=config.seed,
-                    low_memory=config.low_memory)
 
 
 def make_examiner(session: Session, config: RestoreConfig | CompareConfig, progress: Progress) -> Examiner:

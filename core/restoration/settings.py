@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..config import RestoreConfig
+
 MOST_SLACK = 40.0
 """Of the budget, however small it is."""
 
@@ -66,3 +68,9 @@ class Settings:
         """Return the drift that step `number` (from 1) may reach, nats per token."""
         share = max(0.0, 1.0 - number / max(1.0, 0.7 * self.max_steps))
         return self.max_drift * self.slack ** share
+
+
+def solver_settings(config: RestoreConfig) -> Settings:
+    """Return the settings of the steps for a configuration."""
+    return Settings(engine=config.engine, max_drift=config.max_drift, max_steps=config.max_steps, seed=config.seed,
+                    low_memory=config.low_memory)

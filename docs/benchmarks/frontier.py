@@ -35,12 +35,13 @@ from saferestore.core.evaluation.preparation import prepare
 from saferestore.core.evaluation.systems import correct
 from saferestore.core.losses import row_divergences
 from saferestore.core.params import Params
-from saferestore.core.pipeline import make_examiner, method_inputs, solver_settings
+from saferestore.core.pipeline import make_examiner, method_inputs
 from saferestore.core.restoration.methods.inputs import Inputs
 from saferestore.core.restoration.methods.requirements import check
 from saferestore.core.restoration.methods.table import METHODS, RECIPES
 from saferestore.core.restoration.methods.train import Path as Trained
 from saferestore.core.restoration.methods.train import Recipe, trained, within_budget
+from saferestore.core.restoration.settings import solver_settings
 from saferestore.core.restoration.trust_region import Cost, minimise
 
 HERE = Path(__file__).parent

@@ -38,8 +38,7 @@ from frontier_robustness import Cell
 from saferestore.core.checkpoint.session import write_params
 from saferestore.core.losses import values
 from saferestore.core.params import Params, axpy
-from saferestore.core.pipeline import solver_settings
-from saferestore.core.restoration.settings import Settings
+from saferestore.core.restoration.settings import Settings, solver_settings
 from saferestore.core.restoration.trust_region import Problem, minimise
 
 HERE = Path(__file__).parent

@@ -27,8 +27,8 @@ from frontier_robustness import Cell
 from saferestore.core.config import PUBLISHED
 from saferestore.core.errors import SaferestoreError
 from saferestore.core.params import axpy, is_finite, norm
-from saferestore.core.pipeline import solver_settings
 from saferestore.core.restoration.methods.table import apply
+from saferestore.core.restoration.settings import solver_settings
 from saferestore.core.restoration.trust_region import Outcome, minimise
 
 HERE = Path(__file__).parent

@@ -26,9 +26,9 @@ from frontier_pairs import Pair
 from frontier_robustness import Cell
 from saferestore.core.checkpoint.session import write_params
 from saferestore.core.config import RestoreConfig
-from saferestore.core.pipeline import solver_settings
 from saferestore.core.restoration.methods.table import METHODS, RECIPES
 from saferestore.core.restoration.methods.train import trained
+from saferestore.core.restoration.settings import solver_settings
 from saferestore.core.restoration.trust_region import minimise
 
 HERE = Path(__file__).parent
