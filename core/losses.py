@@ -49,6 +49,11 @@ def _causal_lm(model: nn.Module) -> nn.Module:
     return unwrap() if unwrap else model
 
 
+def answer_positions(batch: Batch) -> Tensor:
+    """Return the positions, ascending, whose logits predict an answer token of some row: what `answer_logits` needs."""
+    return (batch.labels[:, 1:] != -100).any(dim=0).nonzero().squeeze(1)
+
+
 def answer_logits(model: nn.Module, batch: Batch) -> AnswerLogits:
     """Run the model and keep the logits that predict answer tokens.
 
@@ -63,8 +68,7 @@ def answer_logits(model: nn.Module, batch: Batch) -> AnswerLogits:
         The logits that predict each labelled token, its label and its row.
     """
     batch = batch.to(next(model.parameters()).device)
-    wanted = batch.labels[:, 1:] != -100
-    positions = wanted.any(dim=0).nonzero().squeeze(1)
+    wanted, positions = batch.labels[:, 1:] != -100, answer_positions(batch)
     inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "use_cache": False}
     if _takes_positions(type(_causal_lm(model)).forward):
         # A list: a tensor would be moved to the first device, and the last hidden states may be on another.

@@ -19,6 +19,8 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
     PreTrainedTokenizerBase,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -77,6 +79,12 @@ def _gpt2() -> nn.Module:
                                       bos_token_id=1, eos_token_id=2, attn_implementation="float64"))
 
 
+def _opt() -> nn.Module:
+    return OPTForCausalLM(OPTConfig(vocab_size=VOCAB, hidden_size=WIDTH, ffn_dim=24, num_hidden_layers=2,
+                                    num_attention_heads=2, max_position_embeddings=64, word_embed_proj_dim=WIDTH,
+                                    activation_function="gelu", attn_implementation="float64"))
+
+
 @dataclass(frozen=True)
 class Family:
     """How a kind of model is made, and which of its modules take adapters."""
@@ -95,6 +103,10 @@ FAMILIES: dict[str, Family] = {
     "gpt2": Family(_gpt2, ("c_attn",), ("c_attn", "c_proj", "c_fc"), transposed=True),  # Conv1D, not nn.Linear
 }
 
+ODD = {"opt": Family(_opt, ("q_proj", "v_proj"), ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")),
+       "head": Family(_llama, ("lm_head",), ("q_proj", "lm_head"))}
+"""MLPs that see the tokens of all rows in a line; an adapted vocabulary projection, which sees few of them."""
+
 
 def live_model(family: str = "llama", *, seed: int = 0, every_module: bool = False, rank: int = 2,
                dtype: torch.dtype = torch.float64) -> LiveModel:
@@ -102,7 +114,7 @@ def live_model(family: str = "llama", *, seed: int = 0, every_module: bool = Fal
 
     Weights are large enough that softmaxes are far from uniform: curvature is then far from a multiple of I.
     """
-    made = FAMILIES[family]
+    made = {**FAMILIES, **ODD}[family]
     torch.manual_seed(seed)
     model = made.make()
     lora = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(made.every if every_module else made.some),

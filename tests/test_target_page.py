@@ -9,6 +9,7 @@ from typing import Any
 sys.path.append(str(Path(__file__).parents[1] / "docs" / "benchmarks"))
 
 import target  # noqa: E402
+from frontier_page import CHOSEN_ON  # noqa: E402
 
 Row = dict[str, Any]
 
@@ -41,8 +42,15 @@ def test_where_neither_does_ours_is_compared_at_the_rivals_least_harm_and_drift(
 def test_the_page_has_a_line_a_pair_and_a_line_a_run() -> None:
     rows = [row(target.OURS, 2, 0.009, 8), row(target.RIVAL, 7, 0.01, 12), row(target.OURS, 3, 0.009, 8, 1)]
     lines = target.page(rows).splitlines()
-    assert any(line.startswith("| seed 0 | 8 | not reached | more than 1.5 | 7.0 (") for line in lines)
-    assert target.ran(rows[:2]) == "seed 0, ours within 0.01, `refusal-sft` for 12 passes at 0.001"
-    assert target.ran(rows[2:]) == "seed 1, ours within 0.01, `refusal-sft` not at all"
-    assert "| seed 1 | not reached | not run | - | - | - | - |" in lines
-    assert sum(line.startswith(("| seed 0 | `", "| seed 1 | `")) for line in lines) == 3
+    assert any(line.startswith("| sample, seed 0 | 8 | not reached | more than 1.5 | 7.0 (") for line in lines)
+    assert target.ran(rows[:2]) == "sample, seed 0, ours within 0.01, `refusal-sft` for 12 passes at 0.001"
+    assert target.ran(rows[2:]) == "sample, seed 1, ours within 0.01, `refusal-sft` not at all"
+    assert "| sample, seed 1 | not reached | not run | - | - | - | - |" in lines
+    assert sum(line.startswith(("| sample, seed 0 | `", "| sample, seed 1 | `")) for line in lines) == 3
+
+
+def test_other_pairs_are_of_every_family_and_attack_and_chose_nothing() -> None:
+    pairs = {(pair.family, pair.attack) for pair in target.OTHERS}
+    assert len(pairs) == len(target.OTHERS) == 9
+    assert not {(pair.family, pair.attack, pair.kind, pair.seed) for pair in target.OTHERS} & CHOSEN_ON
+    assert target.name_of(("gpt2", "drift", "full", 1)) == "gpt2, drift, full, seed 1"

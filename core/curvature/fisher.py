@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..checkpoint.session import LiveModel
 from ..data.batches import Batch
 from ..data.scratch import scratch_tensor
+from ..errors import MismatchError
 from ..losses import AnswerLogits, Loss, answer_logits, row_count
 from ..params import Params
 from .operator import Solution
@@ -96,7 +97,10 @@ def use_token_gradients(live: LiveModel, batch: Batch, scalar: Callable[[AnswerL
         scalar: A sum over the batch's tokens to be differentiated.
         use: Called with (parameter name, input [B, T, in], gradient of the output [B, T, out], calls of the same map
             still to come) of every call of a linear map that the scalar depends on; a map may run several times in
-            one forward, or never.
+            one forward, or never. The vocabulary projection sees fewer tokens.
+
+    Raises:
+        MismatchError: A map whose inputs do not tell which row they are of, as of a router's experts.
     """
     owners = {id(module.weight): module for module in live.model.modules() if isinstance(module, nn.Linear)}
     zeros: list[Tensor] = []
@@ -106,7 +110,7 @@ def use_token_gradients(live: LiveModel, batch: Batch, scalar: Callable[[AnswerL
         def called(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
             def reached(grad: Tensor) -> None:
                 left[name] -= 1
-                use(name, args[0].detach(), grad, left[name])
+                use(name, *(by_row(name, x, batch) for x in (args[0].detach(), grad)), left[name])
 
             left[name] = left.get(name, 0) + 1
             zeros.append(output.new_zeros((), requires_grad=True))
@@ -122,6 +126,26 @@ def use_token_gradients(live: LiveModel, batch: Batch, scalar: Callable[[AnswerL
         for handle in handles:
             handle.remove()
     torch.autograd.grad(value, zeros, allow_unused=True)
+
+
+def by_row(name: str, tokens: Tensor, batch: Batch) -> Tensor:
+    """Return what a map sees of a batch of B rows as [B, T, n]: some see the tokens of all rows in a line, [B T, n].
+
+    Args:
+        name: Parameter of the map.
+        tokens: Its input, or the gradient of its output.
+        batch: The rows.
+
+    Raises:
+        MismatchError: It is of neither shape.
+    """
+    rows, length = batch.input_ids.shape
+    if tokens.dim() == 2 and len(tokens) == rows * length:
+        return tokens.view(rows, length, -1)
+    if tokens.dim() != 3 or len(tokens) != rows:
+        raise MismatchError(f"`{name}` sees inputs of shape {list(tokens.shape)}, which are not of {rows} rows",
+                            hint="leave such modules, as a router's experts, out of the adapter")
+    return tokens
 
 
 def scored(losses: Sequence[Loss], seed: int) -> Iterator[tuple[Tensor, Batch, Callable[[AnswerLogits], Tensor]]]:

@@ -3,7 +3,8 @@
 The derivative of every answer token's loss along u comes from two forward passes, at phi + h u and phi - h u, which
 work under any attention and give it token by token. The error of such a difference is of the order h^2 plus rounding
 over h, so h is chosen on one batch against forward mode, which is exact; where no h comes near, forward mode does all.
-The passes leave out what the losses of answers do not need (`quick`), where that comes as near.
+Where a model has none, as with custom functions of experts, h is chosen against gradients of rows, which are as exact,
+but not by token. The passes leave out what the losses of answers do not need (`quick`), where that comes as near.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from torch.autograd import forward_ad
 from torch.func import functional_call
 
 from ..checkpoint.session import LiveModel, read_params, write_params
-from ..curvature.fisher import per_row_gradients
+from ..curvature.fisher import per_row_gradients, use_row_gradients
 from ..data.batches import Batch
+from ..errors import MismatchError
 from ..losses import AnswerLogits, answer_logits, row_count, token_losses
 from ..params import Params, axpy, norm
 from .quick import is_mergeable, merged, quick_passes
@@ -73,14 +75,14 @@ def by_difference(live: LiveModel, batches: Sequence[Batch], u: Params, length: 
         live: The model; its parameters are moved and put back bit for bit.
         batches: The rows.
         u: The query.
-        length: |h u| / |phi|.
+        length: |h u| / |phi|; 0 for a query of zero.
         quick: Leave out of the passes what answers do not need; see `quick`. On a model of another build than it
             knows this can be wrong or raise.
     """
     # Once for both ends: they have to round alike.
     fold = quick and is_mergeable(live)
     start = read_params(live)
-    h = length * norm(start) / norm(u)
+    h = length * norm(start) / norm(u) if length else 0.0
     try:
         write_params(live, axpy(h, u, start))
         rows, above = _losses(live, batches, quick=quick, fold=fold)
@@ -88,7 +90,8 @@ def by_difference(live: LiveModel, batches: Sequence[Batch], u: Params, length: 
         _, below = _losses(live, batches, quick=quick, fold=fold)
     finally:
         write_params(live, start)
-    return TokenDerivatives(rows, _places(rows), (above + below) / 2, (above - below) / (2 * h))
+    derivatives = (above - below) / (2 * h) if h else torch.zeros_like(above)
+    return TokenDerivatives(rows, _places(rows), (above + below) / 2, derivatives)
 
 
 def _places(rows: Tensor) -> Tensor:
@@ -141,7 +144,7 @@ class Derivative:
 
     Attributes:
         length: |h u| / |phi| of differences; None for forward mode.
-        relative_error: Against forward mode on the batch of the choice; 0 for forward mode itself.
+        relative_error: Against what is exact on the batch of the choice; 0 for forward mode itself.
         quick: Whether the passes of a difference leave out what answers do not need.
     """
 
@@ -159,24 +162,49 @@ class Derivative:
 def choose_derivative(live: LiveModel, batch: Batch, u: Params) -> Derivative:
     """Return the difference that comes nearest to forward mode on one batch, or forward mode where none is near.
 
-    Quick passes are preferred unless they lose accuracy.
+    Quick passes are preferred unless they lose accuracy. Where the model has no forward mode the nearest to gradients
+    of rows is taken.
 
     Args:
         live: The model at the parameters at which rows are scored.
         batch: Some of the rows.
         u: The query.
+
+    Raises:
+        MismatchError: No difference is near, and the model has no forward mode.
     """
-    if norm(u) == 0 or norm(read_params(live)) == 0:
+    if norm(u) == 0:
+        return Derivative(0.0, 0.0)
+    if norm(read_params(live)) == 0:
         return Derivative(None, 0.0)
-    exact = row_sums(by_forward_mode(live, [batch], u), batch.rows)[1]
+    try:
+        exact, lacks = row_sums(by_forward_mode(live, [batch], u), batch.rows)[1], None
+    except (RuntimeError, TypeError) as error:  # NotImplementedError is one, too
+        exact, lacks = gradients_along(live, batch, u), error
     try:
         best = _nearest(live, batch, u, exact, quick=True)
-    except (RuntimeError, TypeError):  # blocks of another build, or no memory for the merged weights
+    except (RuntimeError, TypeError, AttributeError):  # blocks of another build, or no memory for the merged weights
         best = Derivative(None, math.inf)
     if not best.relative_error <= NEAR:
         whole = _nearest(live, batch, u, exact, quick=False)
         best = best if best.relative_error <= 2 * whole.relative_error else whole
-    return best if best.relative_error <= GOOD_ENOUGH else Derivative(None, 0.0)
+    if best.relative_error <= GOOD_ENOUGH:
+        return best
+    if lacks is not None:
+        raise MismatchError(f"no difference of losses is within {GOOD_ENOUGH:.0%} of their derivative, and the model "
+                            f"has no forward mode - {type(lacks).__name__}", hint="use --dtype float32") from lacks
+    return Derivative(None, 0.0)
+
+
+def gradients_along(live: LiveModel, batch: Batch, u: Params) -> Tensor:
+    """Return the derivative of each row's summed loss along u [B], float64: one backward pass, no gradient kept."""
+    sums = torch.zeros(len(batch.rows), dtype=torch.float64)
+
+    def add(name: str, block: Tensor) -> None:
+        sums.add_((block.double() * u[name].to(block.device, torch.float64)).flatten(1).sum(1).cpu())
+
+    use_row_gradients(live, batch, lambda out: token_losses(out).sum(), add)
+    return sums
 
 
 def _nearest(live: LiveModel, batch: Batch, u: Params, exact: Tensor, *, quick: bool) -> Derivative:

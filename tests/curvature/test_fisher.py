@@ -11,6 +11,7 @@ import torch
 from saferestore.core.checkpoint.session import LiveModel
 from saferestore.core.curvature.fisher import (
     LowRankFisher,
+    by_row,
     fisher,
     low_rank_fisher,
     per_row_gradients,
@@ -19,12 +20,13 @@ from saferestore.core.curvature.fisher import (
     use_row_gradients,
 )
 from saferestore.core.data.batches import Batch
+from saferestore.core.errors import MismatchError
 from saferestore.core.losses import AnswerLogits, cross_entropy, kl_divergence, log_probabilities
 from saferestore.core.params import Params
 from torch import Tensor, nn
 
 from .. import dense
-from ..cases import FAMILIES, live_model, ragged_batches, rows_of, vector_like
+from ..cases import FAMILIES, ODD, live_model, ragged_batches, rows_of, vector_like
 
 DAMPINGS = (1e-4, 1e-2, 1.0, 1e3)
 
@@ -58,7 +60,7 @@ def _given_labels(out: AnswerLogits) -> Tensor:
     return torch.log_softmax(out.logits, 1).gather(1, out.labels[:, None]).sum()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *ODD])
 def test_per_row_gradients_equal_one_backward_a_row(family: str):
     live, batches = live_model(family, every_module=True), ragged_batches(7, batch_size=4)
     wanted = _one_backward_a_row(live, batches, [dense.labels_of(batch) for batch in batches])
@@ -66,6 +68,17 @@ def test_per_row_gradients_equal_one_backward_a_row(family: str):
         scores = per_row_gradients(live, batch, _given_labels)
         found = torch.cat([scores[name].flatten(1) for name in live.leaves], dim=1)
         assert dense.relative_error(found, wanted[batch.rows]) < 1e-10
+
+
+def test_tokens_that_cannot_be_told_apart_by_rows_are_refused():
+    batch = ragged_batches(4)[0]
+    rows, length = batch.input_ids.shape
+    tokens = torch.arange(2.0 * rows * length).view(rows, length, 2)
+    assert torch.equal(by_row("a", tokens.flatten(0, 1), batch), tokens) and by_row("a", tokens, batch) is tokens
+    for routed in (tokens.flatten(0, 1)[1:], tokens.transpose(0, 1), tokens.flatten()):
+        with pytest.raises(MismatchError, match="`experts.0` sees inputs of shape") as refused:
+            by_row("experts.0", routed, batch)
+        assert "out of the adapter" in str(refused.value.hint)
 
 
 def test_per_row_gradients_have_the_shape_of_the_parameter_and_leave_no_hook_behind():

@@ -10,6 +10,7 @@ import pytest
 import torch
 from saferestore.core.checkpoint.session import LiveModel, read_params
 from saferestore.core.data.batches import Batch
+from saferestore.core.errors import MismatchError
 from saferestore.core.influence import rows as module
 from saferestore.core.influence.rows import (
     Derivative,
@@ -17,6 +18,7 @@ from saferestore.core.influence.rows import (
     by_forward_mode,
     choose_derivative,
     gradient_norms,
+    gradients_along,
     row_sums,
 )
 from saferestore.core.params import Params, scale
@@ -94,10 +96,58 @@ def test_forward_mode_does_all_where_no_difference_comes_near(monkeypatch: pytes
     assert torch.equal(Derivative(None, 0.0)(live, batches, u).derivatives, exact.derivatives)
 
 
+class _NoForwardMode(torch.autograd.Function):
+    """The identity, without a forward-mode rule."""
+
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: object, grad: Tensor) -> Tensor:
+        return grad
+
+
+def _without_forward_mode(live: LiveModel) -> None:
+    """Put such a function behind every block."""
+    for block in live.model.get_base_model().model.layers:
+        block.register_forward_hook(lambda _, __, output: _NoForwardMode.apply(output))
+
+
+def test_without_forward_mode_the_length_is_chosen_against_gradients_of_rows(monkeypatch: pytest.MonkeyPatch):
+    live = live_model()  # not the one that others share: its blocks are changed
+    _, batches, u = _case()
+    exact = by_forward_mode(live, batches, u)
+    along = torch.zeros(ROWS, dtype=torch.float64)
+    for batch in batches:
+        along[batch.rows] = gradients_along(live, batch, u)
+    torch.testing.assert_close(along, _gradients(live, batches) @ dense.flat(u))
+    _without_forward_mode(live)
+    with pytest.raises(RuntimeError):
+        by_forward_mode(live, batches, u)
+    chosen = choose_derivative(live, batches[0], u)
+    assert chosen.length in module.STEPS and chosen.relative_error < 1e-6
+    assert float((chosen(live, batches, u).derivatives - exact.derivatives).norm() / exact.derivatives.norm()) < 1e-5
+    monkeypatch.setattr(module, "STEPS", (10.0,))
+    with pytest.raises(MismatchError, match="no forward mode"):
+        choose_derivative(live, batches[0], u)
+
+
+def test_quick_passes_that_a_cache_of_another_kind_breaks_are_left(monkeypatch: pytest.MonkeyPatch):
+    live, batches, u = _case()
+
+    def broken(*_: object) -> None:
+        raise AttributeError("batch_repeat_interleave")
+
+    monkeypatch.setattr(module, "quick_passes", broken)
+    chosen = choose_derivative(live, batches[0], u)
+    assert not chosen.quick and chosen.relative_error < 1e-6
+
+
 def test_a_query_of_zero_gives_zero():
     live, batches, u = _case()
     chosen = choose_derivative(live, batches[0], scale(0.0, u))
-    assert chosen.length is None
+    assert chosen.length == 0.0
     assert not bool(chosen(live, batches, scale(0.0, u)).derivatives.any())
 
 

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from ...checkpoint.session import LiveModel
+from ...curvature.fisher import by_row
 from ...data.batches import Batch
-from ...losses import answer_logits
+from ...losses import answer_logits, answer_positions
 from ..modules import module_of
 
 
@@ -18,7 +19,11 @@ def module_inputs(live: LiveModel, batches: Sequence[Batch]) -> Iterator[tuple[s
 
     Args:
         live: The model at its present parameters.
-        batches: Rows; prompts count as answers do.
+        batches: Rows; prompts count as answers do, but not for the vocabulary projection, which runs where an answer
+            token is predicted alone.
+
+    Raises:
+        MismatchError: A module whose inputs do not tell which row they are of.
     """
     owners = {id(module.weight): module for module in live.model.modules() if isinstance(module, nn.Linear)}
     for batch in batches:
@@ -35,8 +40,11 @@ def module_inputs(live: LiveModel, batches: Sequence[Batch]) -> Iterator[tuple[s
         finally:
             for handle in handles:
                 handle.remove()
-        used = batch.attention_mask.bool()
-        yield from ((module, x[used.to(x.device)]) for module, x in calls)
+        masks = (batch.attention_mask.bool(), batch.attention_mask[:, answer_positions(batch)].bool())
+        used = {mask.shape[1]: mask for mask in reversed(masks)}
+        for module, flat in calls:
+            x = by_row(module, flat, batch)
+            yield module, x[used[x.shape[1]].to(x.device)]
 
 
 def squared_norms(live: LiveModel, batches: Sequence[Batch]) -> dict[str, Tensor]:
