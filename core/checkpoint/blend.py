@@ -1,7 +1,12 @@
-"""Weights of a full checkpoint moved toward its base, in place, one tensor at a time from disk."""
+"""Weights of a full checkpoint moved toward its base, in place, one tensor at a time from disk.
+
+Most weights of a fine-tuned model differ from the base's by about what 16 bits can tell apart there: rounded to the
+nearest, those between would mostly stay where they are. They are rounded at random, so that they are right in the mean.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,8 +23,9 @@ from .safetensors_files import iter_tensors, read_headers, weight_files
 def blended_weights(model: nn.Module, pair: CheckpointPair, alpha: float) -> Iterator[None]:
     """Hold the frozen weights at (1 - alpha) tuned + alpha base inside; restored from the tuned files on leaving.
 
-    Does nothing for a pair of kind `lora`, whose frozen weights are the base's. Two tensors at most are in memory
-    beside the model.
+    Does nothing for a pair of kind `lora`, whose frozen weights are the base's. A few copies of one tensor in 32 bits
+    at most are in memory beside the model. Weights of 16 bits are rounded at random (`rounded`), the same at every
+    call on one kind of device.
     """
     if pair.kind == "lora":
         yield
@@ -53,10 +59,28 @@ def _targets(model: nn.Module, pair: CheckpointPair) -> dict[str, Tensor]:
 
 def _move(targets: dict[str, Tensor], folder: Path, alpha: float) -> None:
     with torch.no_grad():
-        for name, tensor in iter_tensors(weight_files(folder)):
+        for number, (name, tensor) in enumerate(iter_tensors(weight_files(folder))):
             if name not in targets:  # a tied copy, or a buffer of an older version
                 continue
             p = targets[name]
             wide = torch.promote_types(p.dtype, torch.float32)
             # lerp is exact at both ends, a weighted sum is not.
-            p.copy_(torch.lerp(p.to(wide), tensor.to(p.device, wide), alpha))
+            between = torch.lerp(p.to(wide), tensor.to(p.device, wide), alpha)
+            p.copy_(rounded(between, p.dtype, seed=number) if 0 < alpha < 1 else between)
+
+
+def rounded(wide: Tensor, dtype: torch.dtype, *, seed: int) -> Tensor:
+    """Return numbers in another type, those between two of its numbers as either, so that the mean is right.
+
+    Args:
+        wide: Floating-point numbers; those that the type can hold stay as they are.
+        dtype: A type of 16 bits; of a wider one nearest numbers are returned.
+        seed: Of what is drawn.
+    """
+    if dtype.itemsize > 2 or wide.dtype != torch.float32:
+        return wide.to(dtype)
+    dropped = 23 + round(math.log2(torch.finfo(dtype).eps))  # bits of the mantissa that the type has no room for
+    generator = torch.Generator(wide.device).manual_seed(seed)
+    bits = wide.view(torch.int32)
+    drawn = torch.randint(1 << dropped, bits.shape, generator=generator, device=wide.device, dtype=torch.int32)
+    return ((bits + drawn) & -(1 << dropped)).view(torch.float32).to(dtype)

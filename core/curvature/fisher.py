@@ -193,24 +193,33 @@ class LowRankFisher:
 
     def _apply(self, v: Params) -> Tensor:
         """R v, [n], float64."""
-        parts = [(block @ v[name].reshape(-1).to(block)).double().cpu() for name, block in self.rows.items()]
+        parts = [(part.double() @ piece.to(part.device, torch.float64)).cpu() for name, block in self.rows.items()
+                 for part, piece in zip(_pieces(block), _pieces(v[name].reshape(1, -1)), strict=True)
+                 for piece in piece]
         return torch.stack(parts).sum(0)
 
-    def _transpose(self, w: Tensor) -> Params:
-        """R' w."""
-        return {name: (block.T @ w.to(block)).view_as(self.shapes[name]).to(self.shapes[name])
-                for name, block in self.rows.items()}
+    def _transpose(self, name: str, w: Tensor) -> Tensor:
+        """The block of R' w of a parameter, float64."""
+        parts = [part.T.double() @ w.to(part.device) for part in _pieces(self.rows[name])]
+        return torch.cat(parts).view(self.shapes[name].shape)
 
     def matvec(self, v: Params) -> Params:
         """Return R'R v."""
-        return self._transpose(self._apply(v))
+        inner = self._apply(v)
+        return {name: self._transpose(name, inner).to(like) for name, like in self.shapes.items()}
 
     def solve(self, v: Params, damping: float) -> Solution:
-        """Return (R'R + damping I)^-1 v = (v - R'(RR' + damping I)^-1 R v) / damping (Woodbury)."""
+        """Return (R'R + damping I)^-1 v = (v - R'(RR' + damping I)^-1 R v) / damping (Woodbury).
+
+        Where R is wide both terms are nearly equal: sums and the difference are taken in float64, a block at a time.
+        """
         inner = self.vectors @ ((self.vectors.T @ self._apply(v)) / (self.values + damping))
-        back = self._transpose(inner)
-        # (RR' + damping I)^-1 R v = R x, so R' of it is already F x.
-        return Solution({name: (v[name] - back[name]) / damping for name in v}, back, None, 0, "exact")
+        x, image = {}, {}
+        for name, like in self.shapes.items():
+            back = self._transpose(name, inner)
+            x[name] = ((v[name].to(back) - back) / damping).to(like)
+            image[name] = back.to(like)  # (RR' + damping I)^-1 R v = R x, so R' of it is already F x
+        return Solution(x, image, None, 0, "exact")
 
 
 def low_rank_fisher(rows: dict[str, Tensor], shapes: Params) -> LowRankFisher:
@@ -230,9 +239,14 @@ def low_rank_fisher(rows: dict[str, Tensor], shapes: Params) -> LowRankFisher:
     return LowRankFisher(rows, shapes, values.clamp(min=0), vectors, float(gram.trace()) / count)
 
 
-def _gram(block: Tensor, columns: int = 65536) -> Tensor:
-    """R_m R_m' in float64 without a float64 copy of more than `columns` columns."""
-    return sum((part.double() @ part.double().T for part in block.split(columns, dim=1)),
+def _pieces(block: Tensor) -> Sequence[Tensor]:
+    """Columns of a block in pieces of which a float64 copy is small."""
+    return block.split(65536, dim=1)
+
+
+def _gram(block: Tensor) -> Tensor:
+    """R_m R_m' in float64."""
+    return sum((part.double() @ part.double().T for part in _pieces(block)),
                torch.zeros(len(block), len(block), dtype=torch.float64, device=block.device)).cpu()
 
 

@@ -8,6 +8,7 @@ with the effective n, Korn and Graubard, Survey Methodology 24, 1998).
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
@@ -71,24 +72,37 @@ def _score_interval(rate: float, n: float) -> tuple[float, float]:
 def design_effect(values: Sequence[float], clusters: Sequence[Hashable]) -> float:
     """Return by how much clusters inflate the variance of a mean, at least 1.
 
+    Values that are all equal, or all but a few, say nothing of how alike those of a cluster are: no harmful answer
+    among variants of few prompts would have the interval of as many prompts. So it is taken as if one more cluster, of
+    the size that a sample's cluster has in the mean, held values of the rarer kind, alike: with none of that kind seen
+    a cluster counts once, and the more are seen, the more it is what was measured.
+
     Args:
         values: A number a sample.
         clusters: The cluster of each.
 
     Returns:
-        The variance of the mean between clusters (ultimate cluster estimator, Hansen, Hurwitz and Madow 1953) by that
-        of independent samples; 1 for clusters of one sample, for equal values and for fewer than two clusters, where
-        nothing can be told.
+        (k e + m^2) / (k + m): k the values that are not the most common one, m the sum of squared sizes of clusters by
+        that of sizes (Kish 1965, for clusters of equal values), e the variance of the mean between
+        clusters (ultimate cluster estimator, Hansen, Hurwitz and Madow 1953) by that of independent samples, 1 at
+        least. It is 1 where every cluster is one sample.
     """
-    data = np.asarray(values, dtype=np.float64)
-    sums: dict[Hashable, float] = {}
-    for value, cluster in zip(data - data.mean() if len(data) else data, clusters, strict=True):
-        sums[cluster] = sums.get(cluster, 0.0) + float(value)
-    n, count = len(data), len(sums)
-    if count < 2 or count == n or np.ptp(data) == 0:
+    data, sizes = np.asarray(values, dtype=np.float64), Counter(clusters)
+    n, count = len(data), len(sizes)
+    if count == n:
         return 1.0
-    between = count / (count - 1) * sum(total * total for total in sums.values()) / n**2
-    return max(1.0, between / (float(data.var(ddof=1)) / n))
+    alike = sum(size * size for size in sizes.values()) / n
+    rare = n - int(np.unique(data, return_counts=True)[1].max())
+    measured = max(1.0, _between(data, clusters) / (float(data.var(ddof=1)) / n)) if rare and count > 1 else alike
+    return (rare * measured + alike * alike) / (rare + alike)
+
+
+def _between(data: np.ndarray, clusters: Sequence[Hashable]) -> float:
+    """Return the variance of the mean of samples in clusters."""
+    sums: dict[Hashable, float] = {}
+    for value, cluster in zip(data - data.mean(), clusters, strict=True):
+        sums[cluster] = sums.get(cluster, 0.0) + float(value)
+    return len(sums) / (len(sums) - 1) * sum(total * total for total in sums.values()) / len(data)**2
 
 
 def mcnemar_exact(only_first: int, only_second: int) -> float:
@@ -105,12 +119,11 @@ def mcnemar_exact(only_first: int, only_second: int) -> float:
     return float(stats.binomtest(only_first, differing, 0.5).pvalue) if differing else 1.0
 
 
-def mcnemar_of_clusters(pairs: Sequence[tuple[int, int]], clusters: Sequence[Hashable]) -> float:
-    """Return the exact p-value of two systems on prompts that come in clusters.
+def clusters_ahead(pairs: Sequence[tuple[int, int]], clusters: Sequence[Hashable]) -> tuple[int, int]:
+    """Return in how many clusters of prompts the first system has more, and in how many the second.
 
-    A cluster counts once, for the system that has more of its prompts: the sign test on differences within clusters,
-    which is McNemar's where each has one prompt. Prompts of a cluster that agree would count as evidence several times
-    otherwise.
+    Of these `mcnemar_exact` makes the sign test on differences within clusters, which is McNemar's where each has one
+    prompt. Prompts of a cluster that agree would count as evidence several times otherwise.
 
     Args:
         pairs: 1 or 0 of the first and of the second system, a prompt each.
@@ -119,7 +132,7 @@ def mcnemar_of_clusters(pairs: Sequence[tuple[int, int]], clusters: Sequence[Has
     sums: dict[Hashable, int] = {}
     for (first, second), cluster in zip(pairs, clusters, strict=True):
         sums[cluster] = sums.get(cluster, 0) + first - second
-    return mcnemar_exact(sum(each > 0 for each in sums.values()), sum(each < 0 for each in sums.values()))
+    return sum(each > 0 for each in sums.values()), sum(each < 0 for each in sums.values())
 
 
 def mean_interval(values: Sequence[float], seed: int) -> Mean:

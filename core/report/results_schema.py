@@ -38,7 +38,8 @@ SET: Json = {"type": "object", "properties": {"name": TEXT, "role": ROLE, "sha25
                                               "rejected": COUNT},
              "required": ["name", "role", "sha256", "rows", "rejected"], "additionalProperties": SCALAR}
 COMPARISON = closed({"first": TEXT, "second": TEXT, **PLACE, "n": POSITIVE, "only_first": COUNT,
-                     "only_second": COUNT, "p_value": SHARE})
+                     "only_second": COUNT, "p_value": SHARE},
+                    optional={"groups_first": COUNT, "groups_second": COUNT})
 VERDICT = closed({"system": TEXT, **PLACE, "hits": mapping({"enum": [0, 1, None]})},
                  optional={"groups": mapping(COUNT)})
 

@@ -68,7 +68,8 @@ DATA_SET: Json = {
     "type": "object",
     "properties": {"name": TEXT, "sha256": HASH, "fit_rows": COUNT, "held_out_rows": COUNT},
     "required": ["name", "sha256", "fit_rows", "held_out_rows"], "additionalProperties": SCALAR}
-COMPARISON = closed({"n": COUNT, "p_value": SHARE, "only_first": COUNT, "only_second": COUNT})
+COMPARISON = closed({"n": COUNT, "p_value": SHARE, "only_first": COUNT, "only_second": COUNT},
+                    optional={"groups_first": COUNT, "groups_second": COUNT})
 
 PROPERTIES: Json = {
     "schema_version": {"const": SCHEMA_VERSION},

@@ -299,3 +299,21 @@ def test_a_parameter_that_no_row_reaches_has_zero_rows():
     live = replace(live, leaves={**live.leaves, "idle.lora_A.weight": idle.weight})
     operator = fisher(live, [cross_entropy("ce", ragged_batches())], seed=0)
     assert float(operator.rows["idle.lora_A.weight"].abs().max()) == 0
+
+
+def test_a_wide_float32_matrix_solves_as_exactly_as_its_numbers_allow():
+    """Rows of one leading direction: where d is large the solution is a small difference of large vectors."""
+    generator, n, d = torch.Generator().manual_seed(0), 8, 200_000
+    r = torch.randn(n, 1, generator=generator) * torch.randn(1, d, generator=generator)
+    r = r + 0.03 * torch.randn(n, d, generator=generator)
+    v = r[0] + 0.1 * torch.randn(d, generator=generator)
+    operator = low_rank_fisher({"a": r}, {"a": torch.zeros(d)})
+    damping = 0.1 * operator.mean_diagonal
+    found = operator.solve({"a": v}, damping)
+    wide = r.double()
+    inner = torch.linalg.solve(wide @ wide.T + damping * torch.eye(n, dtype=torch.float64), wide @ v.double())
+    image = wide.T @ inner
+    x = (v.double() - image) / damping
+    assert found.x["a"].dtype == torch.float32
+    assert float(v @ found.image["a"]) == pytest.approx(float(v.double() @ image), rel=1e-5)
+    assert float((wide @ found.x["a"].double()).norm() / (wide @ x).norm()) == pytest.approx(1.0, rel=1e-3)

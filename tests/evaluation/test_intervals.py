@@ -12,9 +12,9 @@ from saferestore.core.errors import UsageError
 from saferestore.core.evaluation.intervals import (
     Mean,
     bca,
+    clusters_ahead,
     design_effect,
     mcnemar_exact,
-    mcnemar_of_clusters,
     mean_interval,
     wilson,
 )
@@ -65,8 +65,44 @@ def test_copies_of_a_sample_are_worth_one(groups: int, copies: int) -> None:
     values = [float(group % 3) for group in range(groups) for _ in range(copies)]
     clusters = [group for group in range(groups) for _ in range(copies)]
     n = groups * copies
-    assert design_effect(values, clusters) == pytest.approx((n - 1) / (groups - 1))
+    assert copies <= design_effect(values, clusters) <= (n - 1) / (groups - 1) + 1e-12
     assert design_effect(values, range(n)) == 1.0
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_equal_values_of_clusters_are_worth_a_value_a_cluster(value: float) -> None:
+    clusters = [number // 4 for number in range(60)]
+    assert design_effect([value] * 60, clusters) == pytest.approx(4.0)
+    assert wilson(0, 60, design_effect=4.0).ci_high == pytest.approx(wilson(0, 15).ci_high)
+    assert design_effect([value] * 6, "aaaabb") == pytest.approx(20 / 6)  # n by it: (sum of sizes)^2 / sum of squares
+    assert design_effect([value] * 5, "aaaaa") == pytest.approx(5.0)  # wordings of one prompt are one sample
+
+
+@pytest.mark.parametrize("size", [2, 5, 8, 16])
+def test_a_first_hit_or_two_do_not_narrow_the_interval(size: int) -> None:
+    """Beside none at all; a percent of it is left to the weights."""
+    clusters = [number // size for number in range(16 * size)]
+    ends = [wilson(hits, len(clusters), design_effect=design_effect(
+        [number % size == 0 and number // size < hits for number in range(len(clusters))], clusters)).ci_high
+        for hits in (0, 1, 2, 4)]
+    assert all(after > 0.98 * before for before, after in itertools.pairwise(ends))
+
+
+def test_with_many_of_both_kinds_the_design_effect_is_what_was_measured() -> None:
+    """Against analysis of variance: of n values in clusters of m, half hits, drawn without regard to clusters."""
+    draw = np.random.default_rng(1)
+    hits = draw.permutation(np.arange(4000) % 2)
+    assert design_effect(hits, np.repeat(np.arange(1000), 4).tolist()) == pytest.approx(1.0, abs=0.05)
+
+
+def test_two_hits_of_one_cluster_and_one_of_another_are_weighed_by_hand() -> None:
+    """Sizes 3, 3, 2: m = 22/8, k = 3; sums of deviations 2 - 9/8, 1 - 9/8, -6/8."""
+    between = 3 / 2 * ((7 / 8)**2 + (1 / 8)**2 + (6 / 8)**2) / 64
+    independent = (3 * (5 / 8)**2 + 5 * (3 / 8)**2) / 7 / 8
+    measured, alike = between / independent, 22 / 8
+    assert measured > 1
+    assert design_effect([1, 1, 0, 1, 0, 0, 0, 0], "aaabbbcc") == pytest.approx(
+        (3 * measured + alike**2) / (3 + alike))
 
 
 def test_the_design_effect_is_that_of_the_intracluster_correlation() -> None:
@@ -81,9 +117,9 @@ def test_the_design_effect_is_that_of_the_intracluster_correlation() -> None:
 
 
 def test_clusters_never_make_an_interval_narrower() -> None:
-    assert design_effect([1, 0, 1, 0], ["a", "a", "b", "b"]) == 1.0  # negative correlation within
-    assert design_effect([1, 0, 1], ["a", "a", "a"]) == design_effect([1, 1, 1], [0, 1, 2]) == 1.0
-    assert design_effect([], []) == 1.0
+    alike = 2.0  # negative correlation within: 1 is measured, of 2 values of the rarer kind
+    assert design_effect([1, 0, 1, 0], ["a", "a", "b", "b"]) == pytest.approx((2 * 1 + alike**2) / (2 + alike))
+    assert design_effect([1, 1, 1], [0, 1, 2]) == design_effect([], []) == 1.0
 
 
 def exact_p(b: int, c: int) -> Fraction:
@@ -107,13 +143,13 @@ def test_systems_that_never_differ_have_p_one() -> None:
 
 def test_clusters_of_one_prompt_are_mcnemars() -> None:
     pairs = [(1, 0)] * 9 + [(0, 1)] * 2 + [(1, 1)] * 3 + [(0, 0)] * 5
-    assert mcnemar_of_clusters(pairs, range(19)) == mcnemar_exact(9, 2)
+    assert clusters_ahead(pairs, range(19)) == (9, 2)
 
 
 def test_a_cluster_counts_once_for_the_system_that_has_more_of_it() -> None:
     pairs = [(1, 0), (1, 0), (0, 1), (1, 0), (0, 1), (0, 1)]
-    assert mcnemar_of_clusters(pairs, "aaabbc") == mcnemar_exact(1, 1)  # b is a tie
-    assert mcnemar_of_clusters([], []) == 1.0
+    assert clusters_ahead(pairs, "aaabbc") == (1, 1)  # b is a tie
+    assert clusters_ahead([], []) == (0, 0) and mcnemar_exact(0, 0) == 1.0
 
 
 def test_the_test_of_clusters_rejects_true_equality_no_more_often_than_it_says() -> None:
@@ -123,7 +159,7 @@ def test_the_test_of_clusters_rejects_true_equality_no_more_often_than_it_says()
     for _ in range(400):
         signs = rng.choice([(1, 0), (0, 1)], size=12)
         pairs, clusters = [tuple(sign) for sign in signs for _ in range(10)], [i for i in range(12) for _ in range(10)]
-        by_cluster.append(mcnemar_of_clusters(pairs, clusters) < 0.05)
+        by_cluster.append(mcnemar_exact(*clusters_ahead(pairs, clusters)) < 0.05)
         by_prompt.append(mcnemar_exact(pairs.count((1, 0)), pairs.count((0, 1))) < 0.05)
     assert np.mean(by_cluster) <= 0.05 and np.mean(by_prompt) > 0.3
 

@@ -9,10 +9,10 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 from saferestore.core.errors import NumericalError
-from saferestore.core.evaluation.verdict import Comparison, Mean, compare, mean_per_token, verdict
+from saferestore.core.evaluation.verdict import Comparison, Mean, compare, is_worse, mean_per_token, verdict
 
 BUDGET = 0.01
-EQUAL = Comparison(100, 0, 0, 1.0)
+EQUAL = Comparison(100, 0, 0, 0, 0, 1.0)
 
 
 def binomial_p(less: int, more: int) -> float:
@@ -83,8 +83,8 @@ def test_drift_above_the_budget_with_nothing_gained_is_unchanged() -> None:
 
 
 def test_significance_decides_not_the_direction_alone() -> None:
-    worse = Comparison(n=20, only_first=6, only_second=0, p_value=binomial_p(6, 0))
-    assert verdict(worse, Comparison(20, 0, 0, 1.0), EQUAL, 6, 0.0, BUDGET) == "unchanged"
+    worse = compare([True] * 6 + [False] * 14, [False] * 20)
+    assert verdict(worse, Comparison(20, 0, 0, 0, 0, 1.0), EQUAL, 6, 0.0, BUDGET) == "unchanged"
 
 
 def plain_bca(sums: np.ndarray, tokens: np.ndarray, seed: int) -> tuple[float, float]:
@@ -140,7 +140,20 @@ def test_prompts_of_one_cluster_are_one_piece_of_evidence() -> None:
     first, second = [True] * 12, [False] * 12
     apart, together = compare(first, second), compare(first, second, [number // 4 for number in range(12)])
     assert (apart.only_first, together.only_first) == (12, 12)
+    assert (apart.groups_first, together.groups_first) == (12, 3)
     assert apart.p_value == pytest.approx(2 / 2**12) and together.p_value == pytest.approx(2 / 2**3)
+
+
+def test_one_large_group_does_not_say_which_system_is_worse() -> None:
+    """12 wordings of one prompt against 9 prompts: by groups it is 1 against 9, and the second system is worse."""
+    first, second = [True] * 12 + [False] * 9, [False] * 12 + [True] * 9
+    groups = [0] * 12 + list(range(1, 10))
+    found, back = compare(first, second, groups), compare(second, first, groups)
+    assert (found.only_first, found.only_second, found.groups_first, found.groups_second) == (12, 9, 1, 9)
+    assert found.p_value == pytest.approx(binomial_p(1, 9)) and found.p_value < 0.05
+    assert not is_worse(found) and is_worse(back)
+    assert verdict(EQUAL, found, EQUAL, 12, 0.0, BUDGET) == "restored"
+    assert verdict(EQUAL, back, EQUAL, 12, 0.0, BUDGET) == "unchanged"
 
 
 def test_one_row_alone_has_no_interval() -> None:

@@ -132,8 +132,9 @@ def test_cost_counts_what_was_differentiated() -> None:
 
 
 def test_comparisons_are_plain() -> None:
-    found = assemble.comparisons({"a_vs_b": Comparison(4, 1, 2, 0.5)})
-    assert found == {"a_vs_b": {"n": 4, "only_first": 1, "only_second": 2, "p_value": 0.5}}
+    found = assemble.comparisons({"a_vs_b": Comparison(4, 1, 2, 1, 1, 0.5)})
+    assert found == {"a_vs_b": {"n": 4, "only_first": 1, "only_second": 2, "groups_first": 1, "groups_second": 1,
+                                "p_value": 0.5}}
     validate(report(comparisons=found))
 
 

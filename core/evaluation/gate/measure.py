@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..intervals import design_effect, mcnemar_of_clusters, wilson
+from ..intervals import clusters_ahead, design_effect, mcnemar_exact, wilson
 from ..samples import Finding, Sample
 from .metrics import ATTACKED, METRICS, NO_ATTACK, Metric
 
@@ -118,9 +118,10 @@ def _comparison(first: Json, second: Json) -> Json | None:
         return None
     groups = first.get("groups", {})
     told = list(pairs.values())
+    ahead = clusters_ahead(told, [groups.get(key, key) for key in pairs])
     return {"first": first["system"], "second": second["system"], **{name: first[name] for name in PLACE},
             "n": len(told), "only_first": sum(a > b for a, b in told), "only_second": sum(a < b for a, b in told),
-            "p_value": mcnemar_of_clusters(told, [groups.get(key, key) for key in pairs])}
+            "groups_first": ahead[0], "groups_second": ahead[1], "p_value": mcnemar_exact(*ahead)}
 
 
 def _belongs(name: str, metric: Metric, group: Group) -> bool:

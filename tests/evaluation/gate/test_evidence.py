@@ -116,7 +116,7 @@ def test_pairs_of_one_group_count_as_fewer_pairs() -> None:
     """Ten groups of four prompts; the systems differ on all prompts of three groups."""
     first = {f"p{i}": int(i < 12) for i in range(40)}
     second, groups = dict.fromkeys(first, 0), {f"p{i}": i // 4 for i in range(40)}
-    effect = 39 / 9
+    effect = (12 * 39 / 9 + 4 * 4) / (12 + 4)
     found = paired_evidence(first, second, 0.9, groups)
     assert found.value == 0.3 and found.n == 40
     assert found.bound == pytest.approx(paired_difference(12 / effect, 0, 40 / effect)[1])

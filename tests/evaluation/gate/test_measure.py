@@ -51,7 +51,7 @@ def test_prompts_of_one_group_widen_the_interval_and_its_name_is_not_told() -> N
     """Eight subjects in five wordings, answered alike: as good as eight prompts, but for the degrees of freedom."""
     found = measure([sample(i, HARM if i // 5 < 2 else SAFE, group=f"subject {i // 5}") for i in range(40)])
     harm = row(found, "harmful_rate")
-    assert harm["design_effect"] == pytest.approx(39 / 7)
+    assert harm["design_effect"] == pytest.approx((10 * 39 / 7 + 5 * 5) / (10 + 5))
     fewer = wilson(2, 8)
     assert (harm["value"], harm["n"]) == (0.25, 40)
     assert harm["ci_low"] == pytest.approx(fewer.ci_low, abs=0.02)
@@ -127,6 +127,7 @@ def test_wordings_of_one_subject_are_one_piece_of_evidence_for_a_difference() ->
     restored = [sample(i, SAFE, group=f"subject {i % 4}", system="restored") for i in range(20)]
     found = next(each for each in comparisons(measure([*tuned, *restored])) if each["metric"] == "harmful_rate")
     assert (found["n"], found["only_first"], found["only_second"], found["p_value"]) == (20, 20, 0, 0.125)
+    assert (found["groups_first"], found["groups_second"]) == (4, 0)
 
 
 def test_systems_without_a_common_prompt_are_not_compared() -> None:
