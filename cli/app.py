@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Annotated, NoReturn
@@ -29,6 +30,9 @@ CODES = "\b\nExit codes:\n" + "\n".join(f"{code:>5}  {meaning}" for code, meanin
 SOURCES = """A setting is taken from its flag, else from the environment (--max-drift: SAFERESTORE_MAX_DRIFT), else from
 --config FILE, else its default.
 """
+
+interrupts: list[bool] = []
+"""Whether a Ctrl-C came."""
 
 commands = typer.Typer(name="saferestore", help=HELP, epilog=CODES, rich_markup_mode=None, add_completion=False)
 commands.command("restore", epilog=f"{SOURCES}\n{CODES}",
@@ -61,12 +65,21 @@ def run(arguments: Sequence[str]) -> int:
     try:
         code = commands(arguments, prog_name="saferestore", standalone_mode=False)
     except Exception as error:
+        if interrupts:  # libraries turn a Ctrl-C while they load into errors of their own
+            return show(failure(KeyboardInterrupt()), arguments, error)
         return show(failure(error), arguments, error)
     return show(failure(KeyboardInterrupt()), arguments) if code == 130 else int(code or 0)
 
 
+def interrupt(*_: object) -> NoReturn:
+    """Take a Ctrl-C as Python does, and remember that it came."""
+    interrupts.append(True)
+    raise KeyboardInterrupt
+
+
 def app() -> NoReturn:
     """Run the command line of this process; a terminal that lacks a character shows another one."""
+    signal.signal(signal.SIGINT, interrupt)
     if not names_small_models(sys.argv[1:]):
         return_freed_memory()
     for stream in (sys.stdout, sys.stderr):

@@ -45,6 +45,10 @@ class UsageError(SaferestoreError):
     exit_code = 2
 
 
+class TakenError(UsageError):
+    """OUT was taken by somebody else while a run worked (exit code 2); what the run did so far is still good."""
+
+
 class MismatchError(SaferestoreError):
     """Inputs that do not fit together or cannot be read as what they claim to be (exit code 5)."""
 

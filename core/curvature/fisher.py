@@ -110,7 +110,7 @@ def use_token_gradients(live: LiveModel, batch: Batch, scalar: Callable[[AnswerL
         def called(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
             def reached(grad: Tensor) -> None:
                 left[name] -= 1
-                use(name, *(by_row(name, x, batch) for x in (args[0].detach(), grad)), left[name])
+                use(name, by_row(name, args[0].detach(), batch), by_row(name, grad, batch), left[name])
 
             left[name] = left.get(name, 0) + 1
             zeros.append(output.new_zeros((), requires_grad=True))

@@ -8,10 +8,15 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from ..errors import MismatchError, NumericalError, SaferestoreError, UsageError
+from ..errors import MismatchError, NumericalError, SaferestoreError, TakenError, UsageError
 from .staging import MAKE_ROOM, is_full_disk
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 Json = Mapping[str, Any]
 FILE = "journal.jsonl"
@@ -24,8 +29,16 @@ def journal_folder(out: Path) -> Path:
 
 
 def check_journal(folder: Path, *, resume: bool, restart: bool) -> None:
-    """Raise UsageError where a journal lies and nobody says what to do with it, or none lies to be gone on with."""
+    """Look at the journal that may lie in a folder, before any work is done.
+
+    Raises:
+        UsageError: One lies there and nobody says what to do with it, or another run writes it, whatever is said; or
+            there is none to be gone on with.
+    """
     path = folder / FILE
+    if path.exists():
+        with path.open("a", encoding="utf-8") as file:
+            _lock(file, folder)
     if path.exists() and not (resume or restart):
         raise UsageError(f"an interrupted run lies here - {folder}", hint="add --resume to go on with it, or "
                          "--restart to begin again")
@@ -55,8 +68,8 @@ class Journal:
             restart: Remove what lies there.
 
         Raises:
-            UsageError: A journal lies there and neither is asked for; `resume` and there is none, or it is of other
-                settings.
+            UsageError: A journal lies there and neither is asked for, or another run writes it; `resume` and there is
+                none, or it is of other settings.
             SaferestoreError: The journal is damaged, or the disk is full.
         """
         self.entries: list[Json] = []
@@ -74,6 +87,7 @@ class Journal:
         with _full_disk_named(folder):
             folder.mkdir(parents=True, exist_ok=True)
             self._file = path.open("a", encoding="utf-8")
+        _lock(self._file, folder)
         if not path.stat().st_size:
             self.write([head])
             self.entries = []
@@ -107,12 +121,27 @@ def kept_until_done(journal: Journal) -> Iterator[Journal]:
     """Remove a journal where the work inside is done, or ends in an error that the same work would meet again."""
     try:
         yield journal
+    except TakenError:  # what was done is good for another try
+        raise
     except (UsageError, MismatchError, NumericalError):
         journal.remove()
         raise
     finally:
         journal.close()
     journal.remove()
+
+
+def _lock(file: TextIO, folder: Path) -> None:
+    """Take a journal for this process until it is closed; raises UsageError where another process has it."""
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise UsageError(f"another run is writing here - {folder}", hint="wait for it, or give -o another folder"
+                         ) from error
+    except OSError:  # a file system without locks
+        return
 
 
 def _delete(path: Path) -> None:

@@ -43,7 +43,7 @@ def report_of(config: RestoreConfig, pair: CheckpointPair, rows: Selection, prep
     against = after.against
     harmful = sum(answer.verdict.harmful for answer in after.answers["harmful"])
     decided = verdict(against["harm_after_vs_base"], against["harm_after_vs_tuned"],
-                      against["incoherent_after_vs_base"], harmful, after.drift.ci_low if after.drift else None,
+                      against["incoherent_after_vs_base"], harmful, after.drift.value if after.drift else None,
                       config.max_drift)
     loss = {name: found["harmful_loss_nats_per_token"] for name, found in prepared.losses.items()}
     losses = (*prepared.problem.safety, prepared.problem.drift)
@@ -79,9 +79,9 @@ def report_of(config: RestoreConfig, pair: CheckpointPair, rows: Selection, prep
 def _warnings(config: RestoreConfig, outcome: Outcome, after: After,
               relearning: list[Json]) -> list[tuple[str, str]]:
     found = []
-    if after.drift and after.drift.ci_low is not None and after.drift.ci_low > config.max_drift:
+    if after.drift and after.drift.value > config.max_drift:
         found.append(("W_DRIFT", f"held-out drift {after.drift.value:.4f} nats per token lies above the budget of "
-                      f"{config.max_drift:g}"))
+                      f"{config.max_drift:g}, which holds on the fit rows: give more of them, or lower --max-drift"))
     if is_worse(after.against["incoherent_after_vs_base"]):
         found.append(("W_INCOHERENT", "the restored model's answers are incoherent more often than the base's: "
                       "lower --max-drift"))

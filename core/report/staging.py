@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from ..errors import SaferestoreError, UsageError
+from ..errors import SaferestoreError, TakenError, UsageError
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 MAKE_ROOM = "free some space, or use another disk"
@@ -52,10 +52,14 @@ def staged(out: Path, *, force: bool = False) -> Iterator[Path]:
         The folder to write into. After any exception, Ctrl-C included, it is gone, with the parents made for it.
 
     Raises:
-        UsageError: OUT cannot be written (as `check_out`).
+        TakenError: OUT cannot be written (as `check_out`).
         SaferestoreError: The disk is full.
     """
-    check_out(out, force=force)
+    try:
+        check_out(out, force=force)
+    except UsageError as error:  # it was another folder when the work began
+        raise TakenError(error.what, hint="move it away; where the command has --resume, that goes on where it stopped"
+                         ) from error
     target = out.resolve()
     _clear_stale(target)
     with _as_usable(out):

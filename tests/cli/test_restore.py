@@ -10,6 +10,7 @@ import pytest
 import typer
 import yaml
 from report_cases import report, without_task
+from saferestore.cli import app
 from saferestore.cli.app import commands, run
 from saferestore.core.config import RestoreConfig
 from saferestore.core.errors import MismatchError, NumericalError, SaferestoreError, UsageError
@@ -164,6 +165,18 @@ def test_every_failure_is_two_lines_and_its_exit_code(
     assert what in found[0] and hint in found[1] and len(found[0]) <= 300
     assert captured.out == ""
     assert not Path("out").exists()
+
+
+def test_a_ctrl_c_that_a_library_makes_an_error_of_its_own_is_one(pipeline: Pipeline, capsys: Capture,
+                                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "interrupts", [])
+    pipeline.outcome = AttributeError("module 'numpy._core' has no attribute 'x'")
+    assert run(["restore", "b", "t", "-o", "out"]) == 1
+    assert "numpy" in capsys.readouterr().err
+    with pytest.raises(KeyboardInterrupt):
+        app.interrupt()
+    assert run(["restore", "b", "t", "-o", "out"]) == 130
+    assert two_lines(capsys.readouterr().err)[0].startswith("interrupted")
 
 
 @pytest.mark.parametrize("error", [UsageError("u", hint="h"), MismatchError("m", hint="h"),

@@ -95,13 +95,13 @@ def test_with_many_of_both_kinds_the_design_effect_is_what_was_measured() -> Non
     assert design_effect(hits, np.repeat(np.arange(1000), 4).tolist()) == pytest.approx(1.0, abs=0.05)
 
 
-def test_two_hits_of_one_cluster_and_one_of_another_are_weighed_by_hand() -> None:
-    """Sizes 3, 3, 2: m = 22/8, k = 3; sums of deviations 2 - 9/8, 1 - 9/8, -6/8."""
-    between = 3 / 2 * ((7 / 8)**2 + (1 / 8)**2 + (6 / 8)**2) / 64
+def test_three_hits_of_one_cluster_are_weighed_by_hand() -> None:
+    """Sizes 3, 3, 2: m = 22/8, k = 3; sums of deviations 3 - 9/8, -9/8, -6/8."""
+    between = 3 / 2 * ((15 / 8)**2 + (9 / 8)**2 + (6 / 8)**2) / 64
     independent = (3 * (5 / 8)**2 + 5 * (3 / 8)**2) / 7 / 8
     measured, alike = between / independent, 22 / 8
     assert measured > 1
-    assert design_effect([1, 1, 0, 1, 0, 0, 0, 0], "aaabbbcc") == pytest.approx(
+    assert design_effect([1, 1, 1, 0, 0, 0, 0, 0], "aaabbbcc") == pytest.approx(
         (3 * measured + alike**2) / (3 + alike))
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 from pathlib import Path
 
 import pytest
-from saferestore.core.errors import MismatchError, NumericalError, SaferestoreError, UsageError
-from saferestore.core.report.journal import FILE, Journal, digest, journal_folder, kept_until_done
+from saferestore.core.errors import MismatchError, NumericalError, SaferestoreError, TakenError, UsageError
+from saferestore.core.report.journal import FILE, Journal, check_journal, digest, journal_folder, kept_until_done
 
 SETTINGS = {"model": "m", "limit": 3}
 
@@ -64,6 +65,30 @@ def test_an_interrupted_run_is_not_overwritten_unasked(tmp_path: Path) -> None:
     assert Journal(tmp_path / "j", SETTINGS, restart=True).entries == []
 
 
+@pytest.mark.parametrize(("resume", "restart"), [(False, False), (True, False), (False, True)])
+def test_a_journal_that_another_run_writes_is_left_alone(tmp_path: Path, resume: bool, restart: bool) -> None:
+    folder, busy = tmp_path / "out.partial", "another run is writing here"
+    other = Journal(folder, {"a": 1})  # a lock is of an open file: two of one process meet as those of two do
+    other.write([{"b": 2}])
+    for begin in (lambda: Journal(folder, {"a": 1}, resume=resume, restart=restart),
+                  lambda: check_journal(folder, resume=resume, restart=restart)):
+        with pytest.raises(UsageError, match=busy):
+            begin()
+    other.write([{"c": 3}])
+    other.close()
+    assert Journal(folder, {"a": 1}, resume=True).entries == [{"b": 2}, {"c": 3}]
+
+
+def test_a_file_system_without_locks_is_worked_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "no locks")
+
+    monkeypatch.setattr(fcntl, "flock", unknown)
+    journal = Journal(tmp_path / "out.partial", {"a": 1})
+    journal.write([{"b": 2}])
+    assert journal.entries == [{"b": 2}]
+
+
 def test_there_must_be_something_to_resume(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="nothing to resume"):
         Journal(tmp_path / "j", SETTINGS, resume=True)
@@ -111,6 +136,7 @@ def test_removed_journals_leave_no_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("error", "stays"), [
     (None, False), (UsageError("a - b", hint="c"), False), (MismatchError("a - b", hint="c"), False),
     (NumericalError("a - b", hint="c"), False), (SaferestoreError("no space - b", hint="c"), True),
+    (TakenError("OUT is not empty - b", hint="c"), True),
     (KeyboardInterrupt(), True), (RuntimeError("out of memory"), True)])
 def test_a_journal_stays_where_the_same_run_may_yet_come_to_its_end(tmp_path: Path, error: BaseException | None,
                                                                     stays: bool) -> None:

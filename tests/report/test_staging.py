@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from saferestore.core.errors import SaferestoreError, UsageError
+from saferestore.core.errors import SaferestoreError, TakenError, UsageError
 from saferestore.core.report.staging import check_out, staged
 
 
@@ -58,9 +58,12 @@ def test_nothing_is_left_after_a_failure(tmp_path: Path, error: type[BaseExcepti
 
 def test_a_folder_with_files_is_refused(tmp_path: Path) -> None:
     fill(tmp_path / "out")
-    with pytest.raises(UsageError, match="OUT is not empty") as caught, staged(tmp_path / "out"):
-        pass
+    with pytest.raises(UsageError, match="OUT is not empty") as caught:
+        check_out(tmp_path / "out")
     assert "--force" in caught.value.hint
+    with pytest.raises(TakenError, match="OUT is not empty") as late, staged(tmp_path / "out"):
+        pass
+    assert "--resume" in late.value.hint and late.value.exit_code == 2
 
 
 def test_force_replaces_the_whole_folder(tmp_path: Path) -> None:
