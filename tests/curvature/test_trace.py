@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from saferestore.core.curvature.hessian import Hessian
+from saferestore.core.curvature.probe import Effort, measure
 from saferestore.core.curvature.trace import hutchpp, signs
 from saferestore.core.errors import UsageError
 from saferestore.core.losses import cross_entropy
@@ -38,6 +39,16 @@ def test_the_bound_holds_for_the_hessian_of_a_model() -> None:
     assert sum(held) >= 90
     one = hutchpp(Hessian(live, [cross_entropy("ce", batches)]).matvec, like, count=30, seed=0)
     assert one.value == pytest.approx(hutchpp(multiply, like, count=30, seed=0).value, rel=1e-8)
+
+
+def test_the_trace_of_a_probe_is_another_estimate_for_every_seed() -> None:
+    multiply, like = given.products(given.symmetric(DECAYING)), given.shapes(100)
+    found = [measure(multiply, like, Effort(lanczos=20, eigenvalues=1, probes=1, seed=seed), "hessian").trace
+             for seed in range(20)]
+    assert len({each.value for each in found}) == 20
+    error = torch.tensor([each.value for each in found]).double() - float(DECAYING.sum())
+    assert abs(float(error.mean())) < 3 * float(error.std()) / 20**0.5
+    assert sum(abs(float(e)) <= each.bound for e, each in zip(error, found, strict=True)) >= 17
 
 
 def test_a_range_that_the_sketch_holds_has_an_exact_trace() -> None:

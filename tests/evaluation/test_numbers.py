@@ -75,6 +75,23 @@ def test_drift_is_the_divergence_from_the_tuned_model_per_token_of_its_answers()
     assert own["value"] == pytest.approx(0, abs=1e-6)
 
 
+def test_variants_of_a_row_are_no_further_evidence_of_its_drift() -> None:
+    answers = {record.id: f"said {i}" for i, record in enumerate(RECORDS)}
+
+    def drift(records: tuple[Record, ...], groups: list[str]) -> dict[str, Any]:
+        batches = answer_batches(records, answers, SETTING, 3)
+        held = Held(TASK, batches, log_probabilities(OTHER, batches).__getitem__, groups)
+        [row] = drifts(MODEL, "restored", [held], seed=0)
+        assert row["n"] == len(records)
+        return row
+
+    once, variants = drift(RECORDS, list("abcde")), drift(RECORDS * 4, list("abcde") * 4)
+    assert variants["value"] == pytest.approx(once["value"], rel=1e-9)
+    assert variants["ci_high"] - variants["ci_low"] == pytest.approx(once["ci_high"] - once["ci_low"], rel=0.15)
+    one = drift(RECORDS, ["a"] * 5)
+    assert (one["value"], one["ci_low"], one["ci_high"]) == (pytest.approx(once["value"]), None, None)
+
+
 def test_a_record_without_an_answer_is_left_out_of_batches() -> None:
     batches = answer_batches(RECORDS, {RECORDS[1].id: "x", RECORDS[3].id: ""}, SETTING, 4)
     assert sum(len(batch.rows) for batch in batches) == 1

@@ -104,6 +104,32 @@ def test_drift_starts_at_zero_and_the_references_are_those_of_each_model(session
     assert made.problem.drift.value(live.model) > 1e-3
 
 
+def test_steps_keep_the_divergence_at_temperature_2_low_and_the_budget_bounds_that_at_1(session: Session) -> None:
+    made, chat = prepared(session, selected()), examiner(session).chat
+    live, pairs = made.problem.live, [(row, row.answer or COMPLIANCE) for row in RETAIN]
+
+    def logits() -> torch.Tensor:
+        found = []
+        for row, answer in pairs:
+            prompt, tokens = chat.prompt_ids(row), chat.answer_ids(row, answer)
+            with torch.no_grad():
+                found.append(live.model(input_ids=torch.tensor([prompt + tokens])).logits[0, len(prompt) - 1:-1])
+        return torch.cat(found).double()
+
+    def divergence(tuned: torch.Tensor, now: torch.Tensor, power: float) -> float:
+        p, q = (z.softmax(-1) ** power for z in (tuned, now))
+        p, q = p / p.sum(-1, keepdim=True), q / q.sum(-1, keepdim=True)
+        return float((p * (p / q).log()).sum(-1).mean())
+
+    tuned = logits()
+    write_params(live, scale(0.0, read_params(live)))
+    assert made.problem.penalty is not None
+    soft, plain = made.problem.penalty.value(live.model), made.problem.drift.value(live.model)
+    assert soft == pytest.approx(4 * divergence(tuned, logits(), 1 / 2), rel=1e-4)
+    assert plain == pytest.approx(divergence(tuned, logits(), 1.0), rel=1e-4)
+    assert abs(soft / plain - 1) > 0.01
+
+
 def test_the_models_answers_to_the_held_out_sets_are_kept(session: Session) -> None:
     made = prepared(session, selected())
     assert {name: set(part) for name, part in made.answers.items()} == {

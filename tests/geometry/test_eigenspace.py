@@ -13,6 +13,7 @@ from saferestore.core.geometry.eigenspace import (
     spectral_distance,
     spectrum,
 )
+from saferestore.core.geometry.similarity import resamples
 
 RNG = np.random.default_rng(0)
 
@@ -79,6 +80,24 @@ def test_resampled_rows_take_all_their_draws_along() -> None:
     assert space.n == 10 and space.value is not None and space.ci_low is not None and space.ci_high is not None
     assert 0.5 < space.value <= 1 and space.ci_low < space.value < space.ci_high
     assert distance.value is not None and 0 <= distance.value < 0.2
+
+
+def test_a_replicate_is_the_overlap_and_distance_of_dense_matrices_of_the_rows_drawn() -> None:
+    first = RNG.normal(size=(20, 30))
+    second = first + 0.3 * RNG.normal(size=(20, 30))
+    space, distance = compare_eigenspaces(first @ first.T, second @ second.T, first @ second.T, rows=10, k=3, seed=0)
+    picks, spaces, distances = resamples(10, 0, 100), [], []
+    for pick in picks:
+        a, b = (np.concatenate([rows[:10][pick], rows[10:][pick]]) for rows in (first, second))
+        spaces.append(np.mean(np.cos(scipy.linalg.subspace_angles(top(a, 3), top(b, 3))) ** 2))
+        one, two = (np.linalg.eigvalsh(rows.T @ rows)[::-1][:10] / np.square(rows).sum() for rows in (a, b))
+        distances.append(np.abs(np.log10(one / two)).mean())
+    assert space.replicates == pytest.approx(spaces, rel=1e-9)
+    enough = [len(set(pick)) >= 5 for pick in picks]  # for ten eigenvalues above 0
+    assert distance.replicates[enough] == pytest.approx(np.array(distances)[enough], rel=1e-6) and sum(enough) > 90
+    assert space.value is not None and space.ci_low is not None and space.ci_high is not None
+    spread = 1.96 * np.std(spaces)
+    assert (space.ci_low, space.ci_high) == pytest.approx((space.value - spread, space.value + spread), rel=1e-9)
 
 
 def test_the_energy_share_is_that_of_the_mean_gradient() -> None:

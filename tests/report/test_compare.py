@@ -62,6 +62,14 @@ def test_the_document_keeps_its_contract_and_holds_every_measure(found: dict[str
     assert {row["system"] for row in found["losses"]} == {"base", "tuned", "shuffled"}
 
 
+def test_the_base_is_not_wholly_like_itself_with_other_labels_drawn(found: dict[str, Any]) -> None:
+    most = {(row["set"], row["measure"]): row["value"] for row in found["similarity"] if row["against"] == "itself"}
+    assert len(most) == 6
+    for name in ("harmful", "benign", "task"):
+        assert 0 < most[name, "eigenspace_overlap"] < 0.99
+        assert most[name, "spectral_distance_decades"] > 0.001
+
+
 def test_the_line_ends_at_both_models(found: dict[str, Any]) -> None:
     losses = {(row["system"], row["set"]): row["loss_nats_per_token"] for row in found["losses"]}
     line = found["interpolation"]

@@ -8,22 +8,25 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import dense
 import pytest
 import torch
+from cases import live_model, ragged_batches
 from saferestore.core.checkpoint.pair import open_pair
 from saferestore.core.checkpoint.session import open_session
 from saferestore.core.config import ScoreConfig, no_progress
+from saferestore.core.curvature.fisher import fisher
 from saferestore.core.curvature.kfac import factor_bytes
 from saferestore.core.data.chat import ChatFormat
 from saferestore.core.data.readers import read_records
 from saferestore.core.errors import MismatchError, NumericalError, UsageError
 from saferestore.core.evaluation import scoring, systems
-from saferestore.core.evaluation.scoring import ScoredRows, prepare_score
+from saferestore.core.evaluation.scoring import ScoredRows, prepare_score, score_modules
 from saferestore.core.evaluation.training_rows import training_rows
 from saferestore.core.influence.point import HALVINGS, NO_RISE, RISE, Point
 from saferestore.core.influence.queries import Query
 from saferestore.core.influence.rows import Derivative
-from saferestore.core.losses import Loss
+from saferestore.core.losses import Loss, cross_entropy, gradient, kl_divergence, log_probabilities
 from saferestore.core.pipeline import score
 from saferestore.core.report.rows import number_text
 from saferestore.core.report.score import _learnt, rank
@@ -31,6 +34,7 @@ from saferestore.core.report.score_files import heat_strip, shade, write_clean
 from saferestore.core.report.score_files import page as html
 from saferestore.core.report.score_run import open_score, way_with_room
 from saferestore.core.report.score_schema import validate
+from saferestore.core.restoration.trust_region import Problem
 from safetensors.torch import load_file, save_file
 from talk import COMPLIANCE, TEMPLATE, byte_tokenizer, refuses, save_pair, script
 
@@ -140,6 +144,30 @@ def test_modules_are_scored_without_a_training_file(files: Path, tmp_path: Path)
     whole = sum(module["safety_gain_nats_per_token"] for module in found["modules"])
     for key in ("layers", "kinds"):
         assert sum(row["safety_gain_nats_per_token"] for row in found[key]) == pytest.approx(whole)
+
+
+def test_modules_take_steps_damped_by_the_mean_diagonal_of_the_drifts_curvature() -> None:
+    live, retain, config = live_model(), ragged_batches(6, seed=2), ScoreConfig(base="b", tuned="t", seed=3)
+    drift = kl_divergence("D", retain, log_probabilities(live.model, retain).__getitem__)
+    anchor = cross_entropy("anchor", ragged_batches(5, seed=1), target=0.0)
+    slope, rows = gradient(live, anchor)[1], fisher(live, [drift], seed=3).rows
+
+    def curvature(names: list[str]) -> torch.Tensor:
+        block = torch.cat([rows[name] for name in names], dim=1)
+        return block.T @ block
+
+    whole = curvature(list(slope))
+    damping = float(whole.diagonal().mean())
+    x = dense.damped_solve(whole, damping, dense.flat(slope))
+    length = (2 * config.max_drift / (x @ whole @ x)) ** 0.5
+    found = score_modules(Problem(live, (anchor,), drift), config)
+    assert len(found.modules) == 4
+    for each in found.modules:
+        names = [name for name in slope if name.startswith(f"{each.module}.lora_")]
+        block, part = curvature(names), dense.flat({name: slope[name] for name in names})
+        own = dense.damped_solve(block, damping, part)
+        assert each.safety_gain == pytest.approx(float(length * part @ own), rel=1e-9)
+        assert each.task_cost == pytest.approx(float(0.5 * length**2 * own @ block @ own), rel=1e-9)
 
 
 def test_an_interrupted_run_goes_on_with_the_rows_it_has(files: Path, tmp_path: Path,

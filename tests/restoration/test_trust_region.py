@@ -102,6 +102,40 @@ def test_from_beyond_what_is_allowed_drift_is_won_back_and_most_of_s_kept(budget
     assert max(drifts) > budget >= outcome.point.drift  # the way did leave the budget
 
 
+@pytest.mark.parametrize(("prize", "kept"), [(2.0, False), (0.17, True)])
+def test_a_step_that_wins_drift_back_is_refused_where_it_gives_back_more_than_a_tenth_of_the_fall_of_s(
+        prize: float, kept: bool):
+    """A term without a slope falls by a prize where the first step ends, and rises by it on the way back."""
+    settings = Settings(engine="fisher", max_drift=0.01, max_steps=2, path_slack=1e7, aim=1.0)
+    problem, together = _problem(), ragged_batches(6, batch_size=6, seed=2)
+    drift = kl_divergence("D", together, log_probabilities(problem.live.model, together).__getitem__)
+
+    def near(number: int, out: AnswerLogits) -> Tensor:
+        return 0.0 * out.logits.sum() + prize * (float(drift.contribution(number, out).detach()) < 0.53)
+
+    term = Loss("near", together, near, 0.0, target=prize)
+    outcome = minimise(replace(problem, safety=(*problem.safety, term)), settings)
+    first, second = outcome.steps[:2]
+    assert (first.step, second.step, first.accepted, second.accepted) == (1, 2, True, kept)
+    assert first.drift > second.drift > settings.allowed(2) and second.decrease < 0 < first.decrease
+
+
+def _times(factor: float, loss: Loss) -> Loss:
+    return replace(loss, contribution=lambda number, out: factor * loss.contribution(number, out),
+                   token_weight=factor * loss.token_weight)
+
+
+def test_a_penalty_that_is_a_multiple_of_the_drift_makes_the_same_steps():
+    """The first goes to the goal, the second to what is allowed, which it knows in units of P by then."""
+    settings = Settings(engine="fisher", max_drift=0.3, max_steps=2, path_slack=100.0, tail=0.0)
+    one, problem = minimise(_problem(), settings), _problem()
+    quarter = replace(problem, penalty=_times(0.25, problem.drift))
+    other = minimise(quarter, replace(settings, drift_weight=4 * settings.drift_weight))
+    assert [step.accepted for step in other.steps] == [step.accepted for step in one.steps]
+    assert [step.drift for step in other.steps] == pytest.approx([step.drift for step in one.steps], rel=1e-6)
+    assert one.steps[0].accepted and one.steps[0].drift > settings.allowed(2)
+
+
 def test_the_outcome_stays_within_the_budget(ran: tuple[Problem, Settings, Outcome]):
     problem, settings, outcome = ran
     assert outcome.point.drift <= settings.max_drift
