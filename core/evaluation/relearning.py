@@ -33,9 +33,9 @@ def run_relearning(session: Session, prepared: Prepared, outcome: Outcome, exami
                    count: int) -> tuple[list[Json], str | None]:
     """Train base and restored model on `count` harmful rows and tell after how many updates harm is back.
 
-    Rows are held-out prompts with the tuned model's harmful answers, which no step saw; prompts that are asked are
-    other ones, of no subject that is trained on. The base learns by an adapter of the same modules and rank whose B is
-    zero (A is the tuned adapter's, for a full checkpoint a fresh one's).
+    Rows are held-out prompts with their harmful answers, given or the tuned model's, which no step saw; prompts that
+    are asked are other ones, of no subject that is trained on. The base learns by an adapter of the same modules and
+    rank whose B is zero (A is the tuned adapter's, for a full checkpoint a fresh one's).
 
     Args:
         session: The checkpoints; the adapter holds the restored parameters on return.
