@@ -126,7 +126,8 @@ METHODS: dict[str, Method] = {
                         Knob("weight of the safety adapter", 0.0, 1.0), by_edit(safemerge), ("adapter",)),
     "safedelta": Method("entries of the change that cost safety least are kept, the rest compensates",
                         "Lu et al. 2025, arXiv 2505.12038", "inputs are the tuned model's; compensation is solved "
-                        "exactly, on a float64 matrix [in, in] of every module at once", Knob("safety budget", 1.0, 0.0), by_edit(safedelta)),
+                        "exactly, on a float64 matrix [in, in] of every module at once",
+                        Knob("safety budget", 1.0, 0.0), by_edit(safedelta)),
     "ssd": Method("adapter entries that matter more for harmful than for retained answers are damped",
                   "Foster et al. 2024 (SSD), arXiv 2308.07707", "entries of the two factors; lambda 1",
                   Knob("alpha", 1e4, 1.0, True), by_edit(ssd), ("harmful", "adapter")),
