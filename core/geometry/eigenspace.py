@@ -62,11 +62,11 @@ def spectral_distance(first: Floats, second: Floats) -> float:
     """Return the distance of two spectra of one total: mean |difference of log10| of eigenvalues of the same rank.
 
     It is the Wasserstein-1 distance of the densities of log10 of the larger half of the eigenvalues, each spectrum
-    divided by its sum; in decades. nan where either has none.
+    divided by its sum; in decades. nan where either has fewer than half of its eigenvalues above rounding.
     """
     count = min(len(first), len(second)) // 2
     a, b = (values[:count] / values.sum() if values.sum() > 0 else values[:0] for values in (first, second))
-    if not count or len(a) != len(b) or a[-1] <= 0 or b[-1] <= 0:
+    if not count or len(a) != len(b) or any(each[-1] <= len(first) * np.finfo(float).eps * each[0] for each in (a, b)):
         return float("nan")
     return float(np.abs(np.log10(a) - np.log10(b)).mean())
 

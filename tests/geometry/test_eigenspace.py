@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import scipy.linalg
@@ -106,3 +108,12 @@ def test_the_energy_share_is_that_of_the_mean_gradient() -> None:
     mean = gradients.mean(axis=0)
     assert found.value == pytest.approx(np.square(basis @ mean).sum() / np.square(mean).sum())
     assert energy_share(np.zeros((4, 15)), np.zeros((15, 15)), seed=0).value is None
+
+
+def test_eigenvalues_that_are_rounding_have_no_distance() -> None:
+    draw = np.random.default_rng(0)
+    rows, few = draw.normal(size=(10, 40)), draw.normal(size=(4, 40))
+    whole, poor = (spectrum(r @ r.T).values for r in (rows, few[np.arange(10) % 4]))
+    assert poor[4] < 1e-12 * poor[0]
+    assert math.isnan(spectral_distance(whole, poor)) and math.isnan(spectral_distance(poor, whole))
+    assert spectral_distance(whole, whole) == 0.0
