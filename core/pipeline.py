@@ -64,7 +64,7 @@ from .report.results import gate_section, results, write_results
 from .report.samples_file import write_samples
 from .report.score_run import found_rows, score  # noqa: F401 - the stages of score meet there; this is its place
 from .report.share import command_line, environment
-from .report.staging import check_out, staged
+from .report.staging import check_folders, check_out, staged
 from .report.write import sha256, write_bundle
 from .restoration.methods.inputs import Applied, Inputs
 from .restoration.methods.table import METHODS, apply
@@ -321,6 +321,7 @@ def compare(config: CompareConfig, out: Path | None = None, *, plots: Path | Non
     Returns:
         The document (the contract of `saferestore schema compare`). Errors are raised.
     """
+    check_folders((out, plots), force=config.force, reads=config.reads)
     clock = Clock()
     with clock.stage("open"):
         sets = read_sets(config)
@@ -357,6 +358,7 @@ def probe(config: ProbeConfig, out: Path | None = None, *, plots: Path | None = 
     Returns:
         The document (the contract of `saferestore schema probe`). Errors are raised.
     """
+    check_folders((out, plots), force=config.force, reads=config.reads)
     clock = Clock()
     with clock.stage("open"):
         sets, target = read_probe_sets(config), find_target(config, progress)

@@ -47,7 +47,7 @@ def score(config: ScoreConfig, out: Path | None = None, *, clean: Path | None = 
         The document (the contract of `saferestore schema score`). Errors are raised.
     """
     if out is not None:
-        check_out(out, force=config.force)
+        check_out(out, force=config.force, reads=config.reads)
     check_clean(clean, config.train, force=config.force)
     clock = Clock()
     torch.manual_seed(config.seed)

@@ -40,6 +40,17 @@ def check_out(out: Path, *, force: bool = False, reads: Iterable[str] = ()) -> N
         _remove(_make(_workplace(out.resolve())))
 
 
+def check_folders(folders: Iterable[Path | None], *, force: bool, reads: Iterable[str]) -> None:
+    """Refuse folders one of which could not be written at the end (as `check_out`); None is not written.
+
+    Raises:
+        UsageError: One of them cannot be written.
+        SaferestoreError: The disk is full.
+    """
+    for folder in filter(None, folders):
+        check_out(folder, force=force, reads=reads)
+
+
 @contextlib.contextmanager
 def staged(out: Path, *, force: bool = False) -> Iterator[Path]:
     """Yield an empty folder beside OUT that becomes OUT when the block ends without an exception.
