@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import re
 import shutil
@@ -41,14 +42,19 @@ def check_out(out: Path, *, force: bool = False, reads: Iterable[str] = ()) -> N
 
 
 def check_folders(folders: Iterable[Path | None], *, force: bool, reads: Iterable[str]) -> None:
-    """Refuse folders one of which could not be written at the end (as `check_out`); None is not written.
+    """Refuse folders that could not all be written at the end; None is not written.
 
     Raises:
-        UsageError: One of them cannot be written.
+        UsageError: One of them cannot be written (as `check_out`), or is or lies in another.
         SaferestoreError: The disk is full.
     """
-    for folder in filter(None, folders):
+    given = [folder for folder in folders if folder is not None]
+    for folder in given:
         check_out(folder, force=force, reads=reads)
+    for inner, outer in itertools.permutations(given, 2):
+        if inner.resolve().is_relative_to(outer.resolve()):
+            raise UsageError(f"one folder to write lies in another - {inner}, {outer}",
+                             hint="give each a folder of its own, none inside another")
 
 
 @contextlib.contextmanager

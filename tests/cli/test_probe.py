@@ -131,6 +131,13 @@ def test_what_is_read_is_never_replaced(seen: Seen, tmp_path: Path, flag: str,
         assert f"OUT would replace {read[-1]} - in" in capsys.readouterr().err and not seen.configs
 
 
+@pytest.mark.parametrize("plots", ["out", "out/plots"])
+def test_pictures_alone_have_a_folder_of_their_own(seen: Seen, plots: str,
+                                                   capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["probe", "m", "-o", "out", "--plots", plots]) == UsageError.exit_code
+    assert f"one folder to write lies in another - {plots}, out" in capsys.readouterr().err and not seen.configs
+
+
 def test_the_schema_can_be_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["schema", "probe"]) == 0
     assert json.loads(capsys.readouterr().out)["title"] == "Document of saferestore probe"
