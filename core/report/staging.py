@@ -90,10 +90,14 @@ def staged(out: Path, *, force: bool = False) -> Iterator[Path]:
 
 def _needed_in(target: Path, reads: Iterable[str]) -> Iterator[str]:
     """Name what lies in `target`, or is it, and must not be replaced."""
-    parts = [part for text in reads for part in (text, *text.split("+"), text.rpartition(":")[0], text.split("@")[0])]
-    known = {**{part: Path(part).expanduser() for part in parts if part},
-             "the folder you work in": Path.cwd(), "your home": Path.home()}
+    known = {**paths_read(reads), "the folder you work in": Path.cwd(), "your home": Path.home()}
     yield from (name for name, path in known.items() if path.exists() and path.resolve().is_relative_to(target))
+
+
+def paths_read(reads: Iterable[str]) -> dict[str, Path]:
+    """Return what may be a path in references and `FILE[:FORMAT]`, by its text; not all of them exist."""
+    parts = [part for text in reads for part in (text, *text.split("+"), text.rpartition(":")[0], text.split("@")[0])]
+    return {part: Path(part).expanduser() for part in parts if part}
 
 
 def _workplace(target: Path) -> Path:
