@@ -45,7 +45,7 @@ from .evaluation.restored import ask_restored
 from .evaluation.samples import Sample
 from .evaluation.setup import Setup, inputs_of, rejected_rows, set_up, warnings_of
 from .evaluation.systems import Examiner, known_answers
-from .evaluation.unread import check_calibration
+from .evaluation.unread import check_calibration, check_gate_use
 from .geometry.delta import deltas
 from .report import assemble
 from .report.answers import Shown, shown_answers
@@ -156,6 +156,7 @@ def _restore(config: RestoreConfig, place: _Place, progress: Progress) -> Json:
 
 def _read(config: RestoreConfig) -> tuple[Selection, Sequence[Rule], ReadResult | None]:
     """Return rows, rules and training file; all is refused that can be before a checkpoint is looked at."""
+    check_gate_use(config)
     place(config.dtype, config.device, config.device_map, config.max_memory, config.load_in, torch.float32)
     rows, rules = select(config), read_gate(Path(config.gate)) if config.gate else ()
     if rules:

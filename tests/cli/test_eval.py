@@ -400,6 +400,8 @@ def test_hostile_text_is_shown_harmlessly_everywhere(capsys: Capture, monkeypatc
     (["--calibrate", "a.jsonl", "--gate", "gate.yaml"], "--calibrate does not read it - --gate"),
     (["--calibrate", "a.jsonl", "-o", "out"], "--calibrate writes no files - --out"),
     (["--calibrate", "a.jsonl", "--write-baseline", "b.json"], "--calibrate writes no files - --write-baseline"),
+    (["--calibrate", "a.jsonl", "--gate-mode", "advisory"], "--calibrate does not read it - --gate-mode"),
+    (["--calibrate", "a.jsonl", "--dtype", "float32"], "--calibrate does not read it - --dtype"),
     (["m", "--baseline", "b.json"], "no rule compares with it - --baseline b.json")])
 def test_what_a_run_would_not_read_is_refused(capsys: Capture, arguments: list[str], what: str) -> None:
     rows("a.jsonl", {"prompt": "p", "response": "r", "label": "refusal"})
