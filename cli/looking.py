@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.config import CompareConfig, ProbeConfig
-from ..core.report.staging import check_out
+from ..core.report.staging import check_folders
 from .running import View, finished, print_settings
 
 
@@ -15,9 +15,7 @@ def execute(config: ProbeConfig | CompareConfig, out: Path | None, plots: Path |
     """Measure, or print the settings, and return the exit code."""
     if print_config:
         return print_settings(config)
-    for folder in (out, plots):
-        if folder is not None:
-            check_out(folder, force=config.force)
+    check_folders((out, plots), force=config.force, reads=config.reads)
     show = _print_probe if isinstance(config, ProbeConfig) else _print_comparison
 
     def measured(pipeline: Any, **more: Any) -> dict[str, Any]:

@@ -30,7 +30,7 @@ def execute(config: ScoreConfig, run: Run, view: View, *, print_config: bool) ->
     if run.out is None and (run.resume or run.restart):
         raise UsageError("no folder with an interrupted run - --out", hint="add -o OUT as in that run")
     if run.out is not None:
-        check_out(run.out, force=config.force)
+        check_out(run.out, force=config.force, reads=config.reads)
 
     def scored(pipeline: Any, **more: Any) -> dict[str, Any]:
         return pipeline.score(config, run.out, clean=run.clean, resume=run.resume, restart=run.restart, **more)

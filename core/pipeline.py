@@ -45,7 +45,7 @@ from .evaluation.restored import ask_restored
 from .evaluation.samples import Sample
 from .evaluation.setup import Setup, inputs_of, rejected_rows, set_up, warnings_of
 from .evaluation.systems import Examiner, known_answers
-from .evaluation.unread import check_calibration
+from .evaluation.unread import check_calibration, check_gate_use
 from .geometry.delta import deltas
 from .report import assemble
 from .report.answers import Shown, shown_answers
@@ -64,7 +64,7 @@ from .report.results import gate_section, results, write_results
 from .report.samples_file import write_samples
 from .report.score_run import found_rows, score  # noqa: F401 - the stages of score meet there; this is its place
 from .report.share import command_line, environment
-from .report.staging import check_out, staged
+from .report.staging import check_folders, check_out, staged
 from .report.write import sha256, write_bundle
 from .restoration.methods.inputs import Applied, Inputs
 from .restoration.methods.table import METHODS, apply
@@ -156,6 +156,7 @@ def _restore(config: RestoreConfig, place: _Place, progress: Progress) -> Json:
 
 def _read(config: RestoreConfig) -> tuple[Selection, Sequence[Rule], ReadResult | None]:
     """Return rows, rules and training file; all is refused that can be before a checkpoint is looked at."""
+    check_gate_use(config)
     place(config.dtype, config.device, config.device_map, config.max_memory, config.load_in, torch.float32)
     rows, rules = select(config), read_gate(Path(config.gate)) if config.gate else ()
     if rules:
@@ -227,7 +228,7 @@ def evaluate(config: EvalConfig, out: Path | None = None, *, new_baseline: Path 
     if out is not None:
         check_out(out, force=config.force, reads=config.reads)
     if new_baseline is not None:
-        check_new_baseline(new_baseline)
+        check_new_baseline(new_baseline, out=out, reads=config.reads)
     clock, rules = Clock(), read_gate(Path(config.gate)) if config.gate else ()
     baseline = read_baseline(Path(config.baseline)) if config.baseline else None
     torch.manual_seed(config.seed)
@@ -321,6 +322,7 @@ def compare(config: CompareConfig, out: Path | None = None, *, plots: Path | Non
     Returns:
         The document (the contract of `saferestore schema compare`). Errors are raised.
     """
+    check_folders((out, plots), force=config.force, reads=config.reads)
     clock = Clock()
     with clock.stage("open"):
         sets = read_sets(config)
@@ -357,6 +359,7 @@ def probe(config: ProbeConfig, out: Path | None = None, *, plots: Path | None = 
     Returns:
         The document (the contract of `saferestore schema probe`). Errors are raised.
     """
+    check_folders((out, plots), force=config.force, reads=config.reads)
     clock = Clock()
     with clock.stage("open"):
         sets, target = read_probe_sets(config), find_target(config, progress)

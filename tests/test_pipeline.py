@@ -421,6 +421,7 @@ def test_a_plan_loads_no_model(monkeypatch: pytest.MonkeyPatch) -> None:
 
 EARLY = {"--device cuda:97": {"device": "cuda:97"}, "--device-map up": {"device_map": "up"},
          "--max-memory lots": {"max_memory": "lots"}, "--load-in 3bit": {"load_in": "3bit"},
+         "--gate-mode advisory": {"gate_mode": "advisory"}, "--max-memory 0=1GiB": {"max_memory": "0=1GiB"},
          "none.yaml": {"gate": "none.yaml"}}
 
 

@@ -63,7 +63,8 @@ def place(dtype: str, device: str, device_map: str | None, max_memory: str | Non
         The placement.
 
     Raises:
-        UsageError: An unknown value, a device that is not there, or a quantisation without bitsandbytes.
+        UsageError: An unknown value, a device that is not there, memory of devices without a map, or a quantisation
+            without bitsandbytes.
     """
     where = _device(device)
     if device_map is not None and device_map not in DEVICE_MAPS:
@@ -74,9 +75,12 @@ def place(dtype: str, device: str, device_map: str | None, max_memory: str | Non
         raise UsageError(f"unknown value - --load-in {load_in}", hint=f"one of: {', '.join(QUANTISATIONS)}")
     if load_in is not None and importlib.util.find_spec("bitsandbytes") is None:
         raise UsageError(f"bitsandbytes is not installed - --load-in {load_in}", hint="pip install bitsandbytes")
+    memory = _memory(max_memory)
+    if memory is not None and device_map is None:
+        raise UsageError(f"no --device-map reads it - --max-memory {max_memory}", hint="add --device-map auto")
     # Half precision on a CPU is slow and coarse; on a GPU the checkpoint's own dtype is what it was trained for.
     automatic = stored if where.type == "cuda" else torch.float32
-    return Placement(DTYPES.get(dtype, automatic), where, device_map, _memory(max_memory), load_in)
+    return Placement(DTYPES.get(dtype, automatic), where, device_map, memory, load_in)
 
 
 def _device(name: str) -> torch.device:

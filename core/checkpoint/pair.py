@@ -11,8 +11,8 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from ..config import Progress, no_progress
-from ..errors import MismatchError
+from ..config import Progress, RestoreConfig, no_progress
+from ..errors import MismatchError, UsageError
 from .adapter import WEIGHTS_FILE, LoraAdapter, Warnings, is_adapter, merge_command, read_adapter
 from .factors import balanced, servable_rank
 from .facts import CheckpointFacts, FactReader
@@ -81,25 +81,30 @@ class _Targets:
     transposed: bool
 
 
-def open_pair(base: str, tuned: str, *, offline: bool = False, rank: int = 16, force: bool = False,
-              read_weights: bool = True, progress: Progress = no_progress) -> CheckpointPair:
+def open_pair(base: str, tuned: str, *, offline: bool = False, rank: int = RestoreConfig.rank,
+              force: bool = False, read_weights: bool = True, progress: Progress = no_progress) -> CheckpointPair:
     """Find two checkpoints and check that they fit: names, shapes, vocabulary, the adapter's own base, NaN.
 
     Args:
         base: Reference of the base, or `-` for the one the adapter records.
         tuned: Reference of an adapter, a full checkpoint, or base+adapter.
         offline: Never ask the network.
-        rank: Of the fresh adapter on a full checkpoint, rounded up to 8, 16, 32, 64, ...
+        rank: Of the fresh adapter on a full checkpoint, rounded up to 8, 16, 32, 64, ...; an adapter keeps its own.
         force: Accept an adapter that records another base.
         read_weights: Hash the weights and scan them for NaN; without it only headers (and the adapter) are read.
         progress: Called while downloading and for every weight file read.
 
     Returns:
-        The pair. An error (`UsageError` for what is not there, `MismatchError` for what does not fit) is raised
-        before any weight is in a model.
+        The pair. Errors are raised before any weight is in a model.
+
+    Raises:
+        UsageError: What is not there; a rank, where an adapter has one. `MismatchError` for what does not fit.
     """
     found = _find(parse_reference(base), parse_reference(tuned), offline, progress)
     if is_adapter(found.tuned_dir):
+        if rank != RestoreConfig.rank:
+            raise UsageError(f"an adapter keeps its own rank - --rank {rank}", hint="leave out --rank, or give the "
+                             "fine-tuned model as a full checkpoint")
         return _lora_pair(found, force, read_weights, progress)
     return _full_pair(found, rank, read_weights, progress)
 

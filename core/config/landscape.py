@@ -69,6 +69,12 @@ class ProbeConfig(CommonConfig):
             raise UsageError(f"too few for {self.eigenvalues} eigenvalues - --products {self.products}",
                              hint=f"give at least {2 * self.eigenvalues}, or 0 for no curvature")
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """References and files that a run reads."""
+        one = (self.model, self.base, self.chat_template)
+        return (*(name for name in one if name), *self.harmful, *self.benign, *self.task)
+
 
 @dataclass(frozen=True)
 class CompareConfig(CommonConfig):
@@ -122,3 +128,8 @@ class CompareConfig(CommonConfig):
         positive("step", self.step)
         if self.points % 2 == 0 or self.points < 3:
             raise UsageError(f"must be odd and at least 3 - --points {self.points}", hint="give --points 7")
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """References and files that a run reads."""
+        return (self.base, self.tuned, self.chat_template, *self.harmful, *self.benign, *self.task)

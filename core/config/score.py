@@ -87,6 +87,11 @@ class ScoreConfig(CommonConfig):
         _removal(self.remove)
 
     @property
+    def reads(self) -> tuple[str, ...]:
+        """References and files that a run reads."""
+        return self.as_restore().reads
+
+    @property
     def point(self) -> float | None:
         """Where rows are scored; None for `auto`."""
         return None if self.at == AUTO_POINT else float(self.at)

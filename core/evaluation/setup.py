@@ -28,7 +28,7 @@ from .gate.rules import Rule
 from .judges import JudgeSpec, parse_judges
 from .judges.run import check_judging_model
 from .lm_eval import parse_tasks
-from .unread import check_baseline_use, check_generations
+from .unread import check_gate_use, check_generations, check_sets
 
 REPORT = "saferestore.json"
 DRIFT = "kl_to_tuned_nats_per_token"
@@ -83,7 +83,7 @@ def set_up(config: EvalConfig, rules: tuple[Rule, ...], *, has_baseline: bool, r
     Returns:
         The evaluation. `UsageError` and `MismatchError` for whatever cannot be found, read, or does not fit.
     """
-    check_baseline_use(config)
+    check_gate_use(config)
     if config.generations:
         check_generations(config)
     judges, shots = parse_judges(config.judge), parse_shots(config.shots)
@@ -92,6 +92,7 @@ def set_up(config: EvalConfig, rules: tuple[Rule, ...], *, has_baseline: bool, r
         return _of_answers(config, judges, rules, has_baseline, progress)
     tasks = parse_tasks(config.lm_eval) if config.lm_eval else ()
     sets = read_sets(config)
+    check_sets(config, {each.role for each in sets})
     systems = _systems(config, read_weights, progress)
     check_one_tokenizer(systems)
     names = tuple(system.name for system in systems)

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,11 @@ from ..errors import UsageError
 from ..evaluation.gate.rules import Rule, parse_rules
 from .results import LONE_SURROGATES
 from .results_schema import validate
+from .staging import paths_read
 from .write import report_text
 
 NEW_BASELINE_HINT = "give --write-baseline a file you may write"
+OWN_BASELINE_HINT = "give --write-baseline a file of its own, outside OUT and what is read"
 BASELINE_HINT = "give --baseline a results.json of `saferestore eval`, or a file of --write-baseline"
 
 
@@ -70,15 +72,25 @@ def _why(error: Exception) -> str:
     return (words or type(error).__name__)[:200]
 
 
-def check_new_baseline(path: Path) -> None:
+def check_new_baseline(path: Path, *, out: Path | None = None, reads: Iterable[str] = ()) -> None:
     """Refuse, before the work, a place where no baseline can be written.
 
     Args:
         path: The file; its parents need not exist.
+        out: The folder that the run writes; it is made, or replaced, as a whole.
+        reads: References and `FILE[:FORMAT]` that the run reads.
 
     Raises:
-        UsageError: A folder, or a place without the right to write.
+        UsageError: A folder, a place without the right to write, in OUT or in the place of it, or what is read or a
+            file in it.
     """
+    target = path.resolve()
+    if out is not None and (target.is_relative_to(out.resolve()) or out.resolve().is_relative_to(target)):
+        raise UsageError(f"it would lie in the place of OUT - --write-baseline {path}", hint=OWN_BASELINE_HINT)
+    held = next((name for name, read in paths_read(reads).items()
+                 if read.exists() and target.is_relative_to(read.resolve())), None)
+    if held is not None:
+        raise UsageError(f"it would change {held}, which is read - --write-baseline {path}", hint=OWN_BASELINE_HINT)
     parent = next(folder for folder in path.resolve().parents if folder.exists())
     if path.is_dir():
         raise UsageError(f"cannot write baseline - {path}: a folder", hint=NEW_BASELINE_HINT)

@@ -21,6 +21,7 @@ from ..evaluation.preparation import REFUSAL_TOKENS, Prepared
 from ..evaluation.scoring import prepare_score, score_examiner, score_modules, score_rows
 from ..evaluation.systems import Examiner, known_answers
 from ..evaluation.training_rows import TrainingRows, training_rows
+from ..evaluation.unread import check_rows_use
 from .clock import Clock
 from .journal import Journal, digest, journal_folder, kept_until_done
 from .score import rank, row_summary, row_warnings, score_document, score_lines
@@ -47,7 +48,8 @@ def score(config: ScoreConfig, out: Path | None = None, *, clean: Path | None = 
         The document (the contract of `saferestore schema score`). Errors are raised.
     """
     if out is not None:
-        check_out(out, force=config.force)
+        check_out(out, force=config.force, reads=config.reads)
+    check_rows_use(config)
     check_clean(clean, config.train, force=config.force)
     clock = Clock()
     torch.manual_seed(config.seed)

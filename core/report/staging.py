@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import re
 import shutil
@@ -38,6 +39,22 @@ def check_out(out: Path, *, force: bool = False, reads: Iterable[str] = ()) -> N
         if held := next(_needed_in(out.resolve(), reads), None):
             raise UsageError(f"OUT would replace {held} - {out}", hint="give -o a folder of its own")
         _remove(_make(_workplace(out.resolve())))
+
+
+def check_folders(folders: Iterable[Path | None], *, force: bool, reads: Iterable[str]) -> None:
+    """Refuse folders that could not all be written at the end; None is not written.
+
+    Raises:
+        UsageError: One of them cannot be written (as `check_out`), or is or lies in another.
+        SaferestoreError: The disk is full.
+    """
+    given = [folder for folder in folders if folder is not None]
+    for folder in given:
+        check_out(folder, force=force, reads=reads)
+    for inner, outer in itertools.permutations(given, 2):
+        if inner.resolve().is_relative_to(outer.resolve()):
+            raise UsageError(f"one folder to write lies in another - {inner}, {outer}",
+                             hint="give each a folder of its own, none inside another")
 
 
 @contextlib.contextmanager
@@ -77,10 +94,14 @@ def staged(out: Path, *, force: bool = False) -> Iterator[Path]:
 
 def _needed_in(target: Path, reads: Iterable[str]) -> Iterator[str]:
     """Name what lies in `target`, or is it, and must not be replaced."""
-    parts = [part for text in reads for part in (text, *text.split("+"), text.rpartition(":")[0], text.split("@")[0])]
-    known = {**{part: Path(part).expanduser() for part in parts if part},
-             "the folder you work in": Path.cwd(), "your home": Path.home()}
+    known = {**paths_read(reads), "the folder you work in": Path.cwd(), "your home": Path.home()}
     yield from (name for name, path in known.items() if path.exists() and path.resolve().is_relative_to(target))
+
+
+def paths_read(reads: Iterable[str]) -> dict[str, Path]:
+    """Return what may be a path in references and `FILE[:FORMAT]`, by its text; not all of them exist."""
+    parts = [part for text in reads for part in (text, *text.split("+"), text.rpartition(":")[0], text.split("@")[0])]
+    return {part: Path(part).expanduser() for part in parts if part}
 
 
 def _workplace(target: Path) -> Path:

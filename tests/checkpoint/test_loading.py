@@ -147,6 +147,7 @@ BAD_FLAGS = {
     "--load-in 3bit": {"load_in": "3bit"},
     "--max-memory lots": {"max_memory": "lots"},
     "--max-memory 0=": {"max_memory": "0="},
+    "no --device-map reads it - --max-memory cpu=1GiB": {"max_memory": "cpu=1GiB"},
     "--device nowhere": {"device": "nowhere"},
     "--device meta": {"device": "meta"},
     "--device cuda:97": {"device": "cuda:97"},

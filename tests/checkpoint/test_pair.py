@@ -40,6 +40,8 @@ def test_the_pairs_factors_are_balanced(saved: Saved) -> None:
 
 
 def test_a_checkpoint_of_its_own_makes_a_full_pair_with_all_linear_modules_but_the_head(family: Saved) -> None:
+    with pytest.raises(UsageError, match="an adapter keeps its own rank - --rank 12"):
+        open_pair(str(family.base), str(family.adapter), rank=12)
     pair = open_pair(str(family.base), str(family.full), rank=12)
     assert (pair.kind, pair.rank, pair.adapter, pair.warnings) == ("full", 16, None, ())
     assert len(pair.target_modules) in {14, 8}

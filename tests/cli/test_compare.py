@@ -116,6 +116,17 @@ def test_settings_that_could_only_fail_later_are_refused(changes: dict[str, Any]
         CompareConfig(base="b", tuned="t", **changes)
 
 
+@pytest.mark.parametrize("flag", ["-o", "--plots"])
+def test_what_is_read_is_never_replaced(called: list[tuple[CompareConfig, Path | None]], flag: str,
+                                        capsys: pytest.CaptureFixture[str]) -> None:
+    Path("in/model").mkdir(parents=True)
+    Path("in/rows.txt").write_text("please\n", encoding="utf-8")
+    for read in (["b", "in/model"], ["b", "t", "--chat-template", "in/rows.txt"], *(
+            ["b", "t", f"--{name}", "in/rows.txt"] for name in ("harmful", "benign", "task"))):
+        assert run(["compare", *read, flag, "in", "--force"]) == UsageError.exit_code
+        assert f"OUT would replace {read[-1]} - in" in capsys.readouterr().err and not called
+
+
 def test_a_sparkline_leaves_gaps_blank() -> None:
     assert sparkline([0.0, None, 1.0]) == "▁ █" and sparkline([2.0, 2.0]) == "▁▁" and sparkline([None]) == " "
 

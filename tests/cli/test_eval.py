@@ -225,6 +225,12 @@ def test_a_rule_about_what_is_not_there_is_refused_before_a_model_is_loaded(
     (["--baseline", "none.json", "--gate", "gate.yaml"], "none.json: No such file", "results.json"),
     (["--gate", "none.yaml"], "none.yaml: No such file", "rules"),
     (["--write-baseline", "/proc/none/b.json"], "cannot write baseline - /proc/none/b.json", "may write"),
+    (["-o", "x", "--write-baseline", "x/b.json"], "in the place of OUT - --write-baseline x/b.json", "outside OUT"),
+    (["-o", "x", "--force", "--write-baseline", "x"], "in the place of OUT - --write-baseline x", "outside OUT"),
+    (["-o", "b.json/x", "--write-baseline", "b.json"], "in the place of OUT - --write-baseline b.json", "outside OUT"),
+    (["--gate", "gate.yaml", "--write-baseline", "./gate.yaml"], "would change gate.yaml, which is read", "its own"),
+    (["--benign", "mine=held/in.txt:text", "--write-baseline", "held/in.txt"], "would change held/in.txt", "its own"),
+    (["--judge", "harmbench=held", "--write-baseline", "held/new/b.json"], "would change held, which is", "its own"),
     (["--harmful", "empty.txt"], "empty.txt", "row"),
     (["-o", "prompts.txt"], "prompts.txt", "-o"),
     (["-o", ".", "--force"], "OUT would replace", "a folder of its own"),
@@ -394,6 +400,8 @@ def test_hostile_text_is_shown_harmlessly_everywhere(capsys: Capture, monkeypatc
     (["--calibrate", "a.jsonl", "--gate", "gate.yaml"], "--calibrate does not read it - --gate"),
     (["--calibrate", "a.jsonl", "-o", "out"], "--calibrate writes no files - --out"),
     (["--calibrate", "a.jsonl", "--write-baseline", "b.json"], "--calibrate writes no files - --write-baseline"),
+    (["--calibrate", "a.jsonl", "--gate-mode", "advisory"], "--calibrate does not read it - --gate-mode"),
+    (["--calibrate", "a.jsonl", "--dtype", "float32"], "--calibrate does not read it - --dtype"),
     (["m", "--baseline", "b.json"], "no rule compares with it - --baseline b.json")])
 def test_what_a_run_would_not_read_is_refused(capsys: Capture, arguments: list[str], what: str) -> None:
     rows("a.jsonl", {"prompt": "p", "response": "r", "label": "refusal"})

@@ -119,6 +119,25 @@ def test_a_folder_that_holds_files_is_refused_before_anything_is_done(seen: Seen
     assert run(["probe", "m", "-o", "out"]) == UsageError.exit_code and not seen.configs
 
 
+@pytest.mark.parametrize("flag", ["-o", "--plots"])
+def test_what_is_read_is_never_replaced(seen: Seen, tmp_path: Path, flag: str,
+                                        capsys: pytest.CaptureFixture[str]) -> None:
+    """By --force, which lets a folder with files be replaced."""
+    (tmp_path / "in" / "adapter").mkdir(parents=True)
+    (tmp_path / "in" / "rows.txt").write_text("please\n", encoding="utf-8")
+    for read in (["in/adapter"], ["m", "--base", "in/adapter"], ["m", "--chat-template", "in/rows.txt"],
+                 *(["m", f"--{name}", "in/rows.txt"] for name in ("harmful", "benign", "task"))):
+        assert run(["probe", *read, flag, "in", "--force"]) == UsageError.exit_code
+        assert f"OUT would replace {read[-1]} - in" in capsys.readouterr().err and not seen.configs
+
+
+@pytest.mark.parametrize("plots", ["out", "out/plots"])
+def test_pictures_alone_have_a_folder_of_their_own(seen: Seen, plots: str,
+                                                   capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["probe", "m", "-o", "out", "--plots", plots]) == UsageError.exit_code
+    assert f"one folder to write lies in another - {plots}, out" in capsys.readouterr().err and not seen.configs
+
+
 def test_the_schema_can_be_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["schema", "probe"]) == 0
     assert json.loads(capsys.readouterr().out)["title"] == "Document of saferestore probe"

@@ -12,7 +12,7 @@ import pytest
 import saferestore.core
 from saferestore.cli.app import run
 from saferestore.core.config import ScoreConfig
-from saferestore.core.errors import MismatchError
+from saferestore.core.errors import MismatchError, UsageError
 
 ROW = {"rank": 1, "line": 12, "id": "a", "influence_nats_per_token": 2.5e-4, "loss_nats_per_token": 0.4,
        "answer_tokens": 30, "text": "Sure, [bold]first\x1b[31m gather " + "x" * 90}
@@ -64,6 +64,15 @@ def test_where_a_run_writes_and_whether_it_goes_on_reach_the_pipeline(called: Ca
     assert run(["score", "b", "t", "-o", "out", "--write-clean", "c.jsonl", "--resume"]) == 0
     assert called == [(ScoreConfig(base="b", tuned="t"), Path("out"),
                        {"clean": Path("c.jsonl"), "resume": True, "restart": False})]
+
+
+def test_what_is_read_is_never_replaced(called: Called, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("in/model").mkdir(parents=True)
+    Path("in/rows.jsonl").write_text("{}\n", encoding="utf-8")
+    for read in (["b", "in/model"], *(["b", "t", f"--{name}", "in/rows.jsonl"] for name in (
+            "train", "harmful", "safe", "benign", "task", "chat-template"))):
+        assert run(["score", *read, "-o", "in", "--force"]) == UsageError.exit_code
+        assert f"OUT would replace {read[-1]} - in" in capsys.readouterr().err and not called
 
 
 @pytest.mark.parametrize(("top", "left"), [(1, 2), (2, 1), (3, 0)])

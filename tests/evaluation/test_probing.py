@@ -51,6 +51,13 @@ def test_the_same_seed_gives_the_same_document(folder: Path, tmp_path: Path) -> 
     assert str(tmp_path) not in (tmp_path / "0" / "report.html").read_text(encoding="utf-8")
 
 
+def test_an_input_is_never_replaced(folder: Path) -> None:
+    for places in ({"out": folder}, {"plots": folder}):
+        with pytest.raises(UsageError, match="OUT would replace"):
+            pipeline.probe(config(folder, force=True), **places)
+    assert (folder / "tuned").is_dir()
+
+
 def test_an_adapter_is_probed_in_its_own_coordinates_on_harmful_and_task_rows(folder: Path) -> None:
     found = pipeline.probe(config(folder))
     assert found["curvature"]["coordinates"] == "adapter" and found["adapter"]["form"] == "LoRA"

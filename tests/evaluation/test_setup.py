@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -98,7 +99,8 @@ def test_the_likelihood_judge_needs_the_base_and_answers_that_exist_have_none(
 
 @pytest.mark.parametrize("changes", [
     {"model": "m"}, {"base": "b"}, {"harmful": ("p.txt",)}, {"attack": ("prefill:1",)}, {"limit": 3},
-    {"shots": "0,1"}, {"lm_eval": "arc"}], ids=lambda changes: next(iter(changes)))
+    {"shots": "0,1"}, {"lm_eval": "arc"}, {"system_prompt": "s"}, {"chat_template": "none"}, {"max_new_tokens": 9},
+    {"dtype": "float32"}, {"load_in": "4bit"}, {"device_map": "auto"}], ids=lambda changes: next(iter(changes)))
 def test_answers_that_exist_are_not_asked_for_so_what_would_be_asked_is_refused(changes: dict[str, Any],
                                                                                 tmp_path: Path) -> None:
     name = next(iter(changes)).replace("_", "-")
@@ -111,6 +113,37 @@ def test_answers_that_exist_are_not_asked_for_so_what_would_be_asked_is_refused(
 def test_a_baseline_without_a_gate_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no rule compares with it - --baseline b.json"):
         checked("", tmp_path, baseline="b.json")
+
+
+@pytest.mark.parametrize(("changes", "said"), [
+    ({"attack": ("prefill:2",)}, "no set reads it - --attack"), ({"shots": "1"}, None),
+    ({"judge": ("refusal-substrings",)}, "no set reads it - --judge"),
+    ({"gate_mode": "advisory"}, "no gate gives a verdict - --gate-mode advisory"),
+    ({"max_memory": "cpu=1GiB"}, "no --device-map reads it - --max-memory")])
+def test_what_no_task_set_and_no_gate_reads_is_refused(pair: tuple[str, str], tmp_path: Path, changes: dict[str, Any],
+                                                       said: str | None) -> None:
+    task = tmp_path / "task.jsonl"
+    task.write_text("".join(json.dumps({"prompt": f"add {n}", "answer": str(n)}) + "\n" for n in range(4)),
+                    encoding="utf-8")
+    with contextlib.nullcontext() if said is None else pytest.raises(UsageError, match=said):
+        checked(pair[1], tmp_path, harmful=(), task=(str(task),), **changes)
+
+
+def test_what_only_other_sets_read_is_refused(pair: tuple[str, str], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no set reads it - --shots") as caught:
+        checked(pair[1], tmp_path, shots="0,1")
+    assert "task" in caught.value.hint
+    benign: dict[str, Any] = {"benign": (prompts(tmp_path, "How?"),), "harmful": ()}
+    assert checked(pair[1], tmp_path, judge=("refusal-substrings",), **benign).judges[0].name == "refusal-substrings"
+    with pytest.raises(UsageError, match="no set reads it - --attack"):
+        checked(pair[1], tmp_path, attack=("prefill:2",), **benign)
+
+
+def test_a_judging_model_of_answers_that_exist_is_loaded_as_asked(pair: tuple[str, str], tmp_path: Path) -> None:
+    answers = tmp_path / "answers.jsonl"
+    answers.write_text('{"prompt": "p", "response": "r"}\n', encoding="utf-8")
+    config = EvalConfig("", generations=(str(answers),), judge=(f"harmbench={pair[0]}",), dtype="float32")
+    assert set_up(config, (), has_baseline=False, progress=no_progress).judges[0].name == "harmbench"
 
 
 def test_a_judging_model_is_looked_at_before_anything_is_asked(pair: tuple[str, str], tmp_path: Path) -> None:

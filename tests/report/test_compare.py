@@ -125,3 +125,9 @@ def test_a_document_that_breaks_its_contract_is_refused(found: dict[str, Any]) -
 def test_an_eigenspace_of_more_dimensions_than_rows_is_refused(folder: Path) -> None:
     with pytest.raises(UsageError, match="as many rows as dimensions - --top 13, 12 rows"):
         run(folder, top=13)
+
+
+def test_an_input_is_never_replaced(folder: Path) -> None:
+    with pytest.raises(UsageError, match="OUT would replace"):
+        run(folder, folder, force=True)
+    assert (folder / "tuned").is_dir()

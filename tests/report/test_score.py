@@ -204,6 +204,19 @@ def test_an_input_that_is_refused_leaves_nothing_behind(files: Path, tmp_path: P
         assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("changes", [{"per_token": True}, {"remove": "3"}, {"at": 0.5}], ids=str)
+def test_without_a_training_file_nothing_reads_settings_of_its_rows(files: Path, changes: Json) -> None:
+    with pytest.raises(UsageError, match="no training file - --") as caught:
+        _score(files, train=None, **changes)
+    assert "--train FILE" in caught.value.hint
+
+
+def test_an_input_is_never_replaced(files: Path) -> None:
+    with pytest.raises(UsageError, match="OUT would replace"):
+        _score(files, files, force=True)
+    assert (files / "train.jsonl").is_file()
+
+
 def test_an_interrupted_run_asks_no_model_again(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     safe = tmp_path / "safe.jsonl"  # the models' own answers are noise
     safe.write_text("".join(json.dumps({"prompt": f"harmful {n}", "answer": "I cannot help."}) + "\n"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from saferestore.core.errors import SaferestoreError, TakenError, UsageError
-from saferestore.core.report.staging import check_out, staged
+from saferestore.core.report.staging import check_folders, check_out, staged
 
 
 def fill(out: Path, *, force: bool = False) -> None:
@@ -127,6 +127,19 @@ def test_neither_home_nor_the_working_folder_is_replaced(
     monkeypatch.chdir(tmp_path / "work")
     with pytest.raises(UsageError, match=f"OUT would replace {held}"):
         check_out(Path(out).expanduser(), force=True)
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("pair", [("x", "x"), ("x", "x/y"), ("x/y", "x"), ("x", "link")])
+def test_of_two_folders_to_write_neither_lies_in_the_other(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pair: tuple[str, str], force: bool) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x").mkdir()
+    (tmp_path / "link").symlink_to("x")
+    with pytest.raises(UsageError, match="one folder to write lies in another") as caught:
+        check_folders(map(Path, pair), force=force, reads=())
+    assert "a folder of its own" in caught.value.hint
+    check_folders((Path("x"), Path("x2"), None), force=force, reads=())
 
 
 @pytest.mark.parametrize("out", ["/proc/nowhere/out", "/dev/null/out"])
