@@ -20,6 +20,7 @@ Row = Mapping[str, object]
 Numbered = tuple[int, Row | Skipped]
 
 CSV_SUFFIXES = {".csv": ",", ".tsv": "\t"}
+DELIMITERS = (",", ";", "\t")
 JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
 BINARY = (
     (b"\x1f\x8b", "gzip", "unpack it: gunzip -k {}"),
@@ -96,8 +97,10 @@ def raw_rows(text: str, name: str, suffix: str, known: frozenset[str]) -> list[N
     """
     if suffix in JSON_SUFFIXES or _looks_like_json(text):
         return list(_json_array(text, name) if text.lstrip().startswith("[") else _json_lines(text))
-    if suffix in CSV_SUFFIXES or (suffix != ".txt" and _has_header(text, known)):
-        return list(_csv_rows(text, name, CSV_SUFFIXES.get(suffix, ","), known))
+    usual = CSV_SUFFIXES.get(suffix, ",")
+    delimiter = None if suffix == ".txt" else _header_delimiter(text, usual, known)
+    if suffix in CSV_SUFFIXES or delimiter is not None:
+        return list(_csv_rows(text, name, delimiter or usual, known))
     return list(plain_lines(text))
 
 
@@ -158,8 +161,16 @@ def _json_array(text: str, name: str) -> Iterator[Numbered]:
         yield line, _as_row(value)
 
 
-def _has_header(text: str, known: frozenset[str]) -> bool:
-    return not known.isdisjoint(_names(next(csv.reader([text.lstrip().split("\n", 1)[0]]))))
+def _header_delimiter(text: str, usual: str, known: frozenset[str]) -> str | None:
+    """Return what stands between the names of a header: the usual, or another where that leaves it one cell; or None.
+
+    Spreadsheets of many languages write CSV with semicolons.
+    """
+    csv.field_size_limit(LONGEST_CELL)
+    first = next(io.StringIO(text.lstrip(), newline=""))
+    names = {delimiter: _names(next(csv.reader([first], delimiter=delimiter))) for delimiter in (usual, *DELIMITERS)}
+    tried = names if len(names[usual]) == 1 else (usual,)
+    return next((delimiter for delimiter in tried if not known.isdisjoint(names[delimiter])), None)
 
 
 def _names(cells: list[str]) -> list[str]:
