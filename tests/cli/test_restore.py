@@ -166,6 +166,16 @@ def test_every_failure_is_two_lines_and_its_exit_code(
     assert not Path("out").exists()
 
 
+def test_a_hint_is_never_cut(pipeline: Pipeline, capsys: Capture) -> None:
+    command = 'merge it first: python -c "' + "import what; what.is_long(); " * 20 + '"'
+    pipeline.outcome = MismatchError("w" * 1000, hint=command)
+    assert run(["restore", "b", "t", "-o", "out", "--json"]) == 5
+    captured = capsys.readouterr()
+    what, hint = two_lines(captured.err)
+    assert (len(what), hint) == (300, command)
+    assert json.loads(captured.out)["error"] == {"what": what, "hint": command}
+
+
 @pytest.mark.parametrize("error", [UsageError("u", hint="h"), MismatchError("m", hint="h"),
                                    NumericalError("n", hint="h"), RuntimeError("r"), KeyboardInterrupt()])
 def test_with_json_a_failure_is_one_document_too(pipeline: Pipeline, capsys: Capture, error: BaseException) -> None:
