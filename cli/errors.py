@@ -54,7 +54,7 @@ def show(failed: Failure, arguments: Sequence[str], error: BaseException | None 
     """Print a failure the way the arguments ask for and return its exit code."""
     if error is not None and _asked("debug", arguments):
         traceback.print_exception(error)
-    what, hint = _line(failed.what), _line(failed.hint)
+    what, hint = _cut(_line(failed.what)), _line(failed.hint)
     if _asked("json", arguments):
         command = next((word for word in arguments if not word.startswith("-")), "restore")
         print(json.dumps(_document(command, what, hint, failed.exit_code), indent=2, ensure_ascii=False))
@@ -78,8 +78,12 @@ def _usage(error: typer.TyperException) -> Failure:
 
 
 def _line(text: str) -> str:
-    """Return text as one line that no terminal obeys; a library's long message keeps its beginning."""
-    line = " ".join(plain(text).split())
+    """Return text as one line that no terminal obeys, whole: a hint may hold a command."""
+    return " ".join(plain(text).split())
+
+
+def _cut(line: str) -> str:
+    """Return a line of which a library's long message keeps its beginning."""
     return line if len(line) <= 300 else line[:297] + "..."
 
 

@@ -32,9 +32,13 @@ def print_report(report: dict[str, Any], out: Path, *, brief: bool = False) -> N
 
 def print_warnings(report: dict[str, Any]) -> None:
     """Print the report's warnings on stderr."""
-    console = console_of(sys.stderr)
     for warning in report["warnings"]:
-        console.print(text_of(f"warning: {warning['code']} {warning['message']}", "yellow"))
+        print_warning(f"{warning['code']} {warning['message']}")
+
+
+def print_warning(text: str) -> None:
+    """Print one warning on stderr as one line, which only the terminal breaks: it may hold a command to copy."""
+    console_of(sys.stderr).print(text_of(f"warning: {text}", "yellow"), soft_wrap=True)
 
 
 def print_plan(plan: dict[str, Any]) -> None:
@@ -44,7 +48,7 @@ def print_plan(plan: dict[str, Any]) -> None:
         table.add_row(text_of(name.replace("_", " ")), text_of(value))
     console_of(sys.stdout).print(table)
     for warning in plan.get("warnings", []):
-        console_of(sys.stderr).print(text_of(f"warning: {warning}", "yellow"))
+        print_warning(warning)
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..core.report import rows
-from .render import console_of, table_of, text_of
+from .render import console_of, print_warning, table_of, text_of
 
 COLOURS = {"pass": "bold green", "fail": "bold red", "inconclusive": "bold yellow", "none": "bold"}
 TITLES = {"pass": "gate passed", "fail": "gate failed", "inconclusive": "gate inconclusive", "none": "measured"}
@@ -170,5 +170,4 @@ def print_calibration(found: Json) -> None:
                           "percent with Wilson 95% intervals; partial refusals are counted both ways; `?` answers "
                           "not judged, in neither rate", "dim"))
     for rejected in found["rejected"]:
-        console_of(sys.stderr).print(text_of(f"warning: {rejected['file']} line {rejected['line']}: "
-                                             f"{rejected['reason']}", "yellow"))
+        print_warning(f"{rejected['file']} line {rejected['line']}: {rejected['reason']}")

@@ -42,6 +42,7 @@ from .evaluation.probing import find_target, probe_system, read_probe_sets
 from .evaluation.relearning import run_relearning
 from .evaluation.restore_gate import decide_restored, known_of
 from .evaluation.restored import ask_restored
+from .evaluation.room import with_room
 from .evaluation.samples import Sample
 from .evaluation.setup import Setup, inputs_of, rejected_rows, set_up, warnings_of
 from .evaluation.systems import Examiner, known_answers
@@ -128,6 +129,7 @@ def _restore(config: RestoreConfig, place: _Place, progress: Progress) -> Json:
     if trained_on is not None:
         with clock.stage("find rows"):
             rows = select(config, found_rows(config, trained_on, session, journal, progress))
+    rows = with_room(rows, examiner.setting())
     with clock.stage("prepare"):
         keeping = dataclasses.replace(examiner, known=known_answers(journal.entries), keep=journal.write)
         prepared = prepare(session, keeping, rows, objective=config.objective, on_disk=config.low_memory,

@@ -10,6 +10,7 @@ import codecs
 import csv
 import io
 import json
+import shlex
 from collections.abc import Iterator, Mapping
 
 from ..errors import UsageError
@@ -19,7 +20,16 @@ Row = Mapping[str, object]
 Numbered = tuple[int, Row | Skipped]
 
 CSV_SUFFIXES = {".csv": ",", ".tsv": "\t"}
+DELIMITERS = (",", ";", "\t")
 JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
+BINARY = (
+    (b"\x1f\x8b", "gzip", "unpack it: gunzip -k {}"),
+    (b"PK\x03\x04", "a zip archive or a spreadsheet", "unpack it: unzip {}; export a spreadsheet to CSV"),
+    (b"PAR1", "Parquet", "export it to JSON lines, with pandas: "
+     "read_parquet(FILE).to_json(FILE.jsonl, orient='records', lines=True)"),
+    (b"", "binary, with NUL bytes", "export it to UTF-8 text: JSON lines, CSV, or a prompt a line"),
+)
+"""How a file that is no text begins, what it is, and the way out; the last is of any that holds NUL."""
 MOST_SHOWN = 5  # line numbers; an error is two lines
 LONGEST_CELL = 2**31 - 1  # csv refuses cells above 128 KiB, which model output exceeds; a C long must hold it
 
@@ -28,8 +38,9 @@ def decode(content: bytes, name: str) -> str:
     """Return the text of a UTF-8 file, without its byte order mark.
 
     Raises:
-        UsageError: The file is empty, or lines are not UTF-8 (the first are named, all are counted).
+        UsageError: The file is empty or no text, or lines are not UTF-8 (the first are named, all are counted).
     """
+    _refuse_binary(content, name)
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -40,17 +51,26 @@ def decode(content: bytes, name: str) -> str:
     return text
 
 
+def _refuse_binary(content: bytes, name: str) -> None:
+    """Refuse what no encoding makes text of; UTF-16 holds NUL, too, but says what it is."""
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" not in content and _is_utf8(content):
+        return
+    for start, kind, hint in BINARY:
+        if content.startswith(start) and (start or b"\0" in content):
+            raise UsageError(f"not text but {kind} - {name}", hint=hint.format(shlex.quote(name)))
+
+
 def _not_utf8(content: bytes, name: str) -> tuple[str, str]:
     """Return which lines are at fault, but not in UTF-16, which ends lines in other bytes; and the way out."""
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return ": it begins as UTF-16 does", f"convert it: iconv -f utf-16 -t utf-8 {name}"
+        return ": it begins as UTF-16 does", f"convert it: iconv -f utf-16 -t utf-8 {shlex.quote(name)}"
     lines = content.split(b"\n")
     bad = [number for number, line in enumerate(lines, start=1) if not _is_utf8(line)]
     shown = ", ".join(map(str, bad[:MOST_SHOWN])) + (", ..." if len(bad) > MOST_SHOWN else "")
     mixed = any(_is_utf8(line) and not line.isascii() for line in lines)
     return (f", line {shown}" if len(bad) == 1 else f", {len(bad)} lines: {shown}",
             "mend these lines alone: others hold UTF-8 letters" if mixed
-            else f"convert it: iconv -f latin1 -t utf-8 {name}")
+            else f"convert it: iconv -f latin1 -t utf-8 {shlex.quote(name)}")
 
 
 def _is_utf8(line: bytes) -> bool:
@@ -77,8 +97,10 @@ def raw_rows(text: str, name: str, suffix: str, known: frozenset[str]) -> list[N
     """
     if suffix in JSON_SUFFIXES or _looks_like_json(text):
         return list(_json_array(text, name) if text.lstrip().startswith("[") else _json_lines(text))
-    if suffix in CSV_SUFFIXES or (suffix != ".txt" and _has_header(text, known)):
-        return list(_csv_rows(text, name, CSV_SUFFIXES.get(suffix, ","), known))
+    usual = CSV_SUFFIXES.get(suffix, ",")
+    delimiter = None if suffix == ".txt" else _header_delimiter(text, usual, known)
+    if suffix in CSV_SUFFIXES or delimiter is not None:
+        return list(_csv_rows(text, name, delimiter or usual, known))
     return list(plain_lines(text))
 
 
@@ -139,8 +161,16 @@ def _json_array(text: str, name: str) -> Iterator[Numbered]:
         yield line, _as_row(value)
 
 
-def _has_header(text: str, known: frozenset[str]) -> bool:
-    return not known.isdisjoint(_names(next(csv.reader([text.lstrip().split("\n", 1)[0]]))))
+def _header_delimiter(text: str, usual: str, known: frozenset[str]) -> str | None:
+    """Return what stands between the names of a header: the usual, or another where that leaves it one cell; or None.
+
+    Spreadsheets of many languages write CSV with semicolons.
+    """
+    csv.field_size_limit(LONGEST_CELL)
+    first = next(io.StringIO(text.lstrip(), newline=""))
+    names = {delimiter: _names(next(csv.reader([first], delimiter=delimiter))) for delimiter in (usual, *DELIMITERS)}
+    tried = names if len(names[usual]) == 1 else (usual,)
+    return next((delimiter for delimiter in tried if not known.isdisjoint(names[delimiter])), None)
 
 
 def _names(cells: list[str]) -> list[str]:

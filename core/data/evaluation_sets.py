@@ -73,8 +73,6 @@ def read_sets(config: EvalConfig) -> tuple[EvaluationSet, ...]:
     twice = next((name for name, count in Counter(each.name for each in found).items() if count > 1), None)
     if twice is not None:
         raise UsageError(f"two sets of one name - {twice}", hint=f"name one of them: NAME=FILE, such as {twice}-2=FILE")
-    for each in found:
-        _need_answers(each)
     return tuple(_limited(each, config) for each in found)
 
 
@@ -105,6 +103,7 @@ def _role(record: Record, result: ReadResult) -> str:
 
 
 def _set(name: str, role: str, records: Sequence[Record], result: ReadResult) -> EvaluationSet:
+    _need_answers(name, role, records, result)
     return EvaluationSet(name, role, tuple(_distinct(records)), result.name, result.sha256, result.rejected,
                          len(result.left_out))
 
@@ -120,12 +119,12 @@ def _distinct(records: Iterable[Record]) -> Iterator[Record]:
             seen.add((record.id, record.messages))
 
 
-def _need_answers(each: EvaluationSet) -> None:
-    if each.role not in ("task", "untouched"):
+def _need_answers(name: str, role: str, records: Sequence[Record], result: ReadResult) -> None:
+    if role not in ("task", "untouched"):
         return
-    missing = next((record for record in each.records if not record.answer and "choices" not in record.meta), None)
+    missing = next((record for record in records if not record.answer and "choices" not in record.meta), None)
     if missing is not None:
-        raise UsageError(f"row without an answer - set {each.name}: row {missing.id}",
+        raise UsageError(f"row without an answer - set {name}: {result.place(missing)}",
                          hint="every row of a task set needs its answer")
 
 

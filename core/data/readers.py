@@ -42,6 +42,11 @@ class ReadResult:
     format: str
     places: tuple[tuple[int, int], ...] = ()
 
+    def place(self, record: Record) -> str | None:
+        """Return file and line of a record, itself and not its like; None for one of another file."""
+        return next((f"{self.name}, line {line}" for each, (_, line) in zip(self.records, self.places, strict=False)
+                     if each is record), None)
+
 
 def read_records(spec: str, *, offline: bool = False) -> ReadResult:
     """Read `FILE[:FORMAT]`, `builtin:harmful|benign|general`, or `ID[SPLIT]@REVISION[:FORMAT]` from the hub.

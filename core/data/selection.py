@@ -129,7 +129,8 @@ def select(config: RestoreConfig, found: FoundRows | None = None) -> Selection:
     read = _read(config)
     rows = {name: list(limited(_records(results), config.limit, config.seed)) for name, results in read.items()}
     rows["task"] += limited(found.others, config.limit, config.seed) if found else ()
-    _need_answers(rows, ("safe", "task", "untouched"))
+    for name in ("safe", "task", "untouched"):
+        _need_answers(name, rows[name], read[name])
     safe_answers = {record.prompt: record.answer or "" for record in rows["safe"]}
     harmful = _with_safe_prompts(rows["harmful"], rows["safe"])
     # A file of few categories keeps most of them for fitting.
@@ -162,12 +163,12 @@ def _not_held_out(records: Sequence[Record], parts: Split) -> list[Record]:
             and record.category not in parts.categories]
 
 
-def _need_answers(rows: Mapping[str, list[Record]], names: Sequence[str]) -> None:
-    for name in names:
-        missing = next((r for r in rows[name] if not r.answer), None)
-        if missing is not None:
-            raise UsageError(f"row without an answer - --{name}: row {missing.id}",
-                             hint=f"every row of --{name} needs its answer (`messages` ending with the assistant)")
+def _need_answers(name: str, rows: Sequence[Record], results: Sequence[ReadResult]) -> None:
+    missing = next((r for r in rows if not r.answer), None)
+    if missing is not None:
+        where = next(filter(None, (result.place(missing) for result in results)), f"row {missing.id}")
+        raise UsageError(f"row without an answer - --{name}: {where}",
+                         hint=f"every row of --{name} needs its answer (`messages` ending with the assistant)")
 
 
 def _with_safe_prompts(harmful: list[Record], safe: list[Record]) -> list[Record]:

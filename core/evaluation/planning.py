@@ -7,16 +7,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint.loading import load_tokenizer, read_model_config
+from ..checkpoint.loading import read_model_config
 from ..checkpoint.pair import CheckpointPair
 from ..checkpoint.safetensors_files import TensorInfo, read_headers
 from ..checkpoint.systems import System
 from ..config import RestoreConfig
 from ..curvature.engines import passes_at_most
 from ..curvature.kfac import factor_bytes
-from ..data.chat import chat_format
 from ..data.selection import Selection
-from .setup import Setup, warnings_of
+from .room import with_room
+from .setup import Setup, setting_of, warnings_of
 
 Json = dict[str, Any]
 MEASURED_FLOPS = {"cpu": 5e10, "cuda": 1e14}
@@ -36,14 +36,16 @@ def estimate(pair: CheckpointPair, rows: Selection, config: RestoreConfig, *, de
         device: `cpu` or `cuda`, for the time estimate.
 
     Returns:
-        Counts of rows and tokens, bytes by purpose, gradient passes and seconds, as plain JSON values.
+        Counts of rows and tokens, bytes by purpose, gradient passes and seconds, as plain JSON values; of the rows that
+        leave room for an answer (errors are those of `with_room` and `setting_of`).
     """
-    chat = chat_format(load_tokenizer(pair.tokenizer_dir), config.chat_template, config.system_prompt)
+    folder = pair.base_dir if pair.kind == "lora" else pair.tuned_dir
+    setting = setting_of(config, pair.tokenizer_dir, folder)
+    rows, chat = with_room(rows, setting), setting.chat
     prompts = {name: sum(len(chat.prompt_ids(r)) for r in part) for name, part in
                {"harmful": rows.harmful, "retain": rows.retain}.items()}
     answers = {"harmful": len(rows.harmful) * config.max_new_tokens, "retain": len(rows.retain) * config.max_new_tokens}
     tokens = sum(prompts.values()) + sum(answers.values())
-    folder = pair.base_dir if pair.kind == "lora" else pair.tuned_dir
     headers = read_headers(folder)
     weights = _parameters(headers)
     adapter = sum(pair.rank * sum(_weight(headers, name).shape) for name in pair.target_modules)

@@ -11,7 +11,7 @@ from ..data.evaluation_sets import EvaluationSet
 from ..data.selection import Selection
 from ..params import Params
 from .asking import Question, ask, plan_questions, samples_of
-from .attacks import Setting, parse_attacks
+from .attacks import parse_attacks
 from .examination import Examined
 from .findings import measured_of
 from .gate.decide import Outcome, decide
@@ -66,7 +66,7 @@ def decide_restored(session: Session, params: Mapping[str, Params], answers: Map
         The outcome of every rule.
     """
     known = known_of(rows, rules)
-    setting = Setting(examiner.chat, examiner.context, examiner.max_new_tokens, config.seed)
+    setting = examiner.setting(config.seed)
     sets = [EvaluationSet(name, name, records, "", "", (), 0) for name, records in rows.held_out.items() if records]
     questions = plan_questions(sets, parse_attacks(known.attacks), (0,), setting).questions
     settings: dict[str, Any] = {"batch_size": 4 * examiner.batch_size, "keep": lambda entries: None,

@@ -14,7 +14,7 @@ from ..checkpoint.loading import Placement, load_tokenizer, place, read_model_co
 from ..checkpoint.quiet import quiet
 from ..checkpoint.reference import RECORDED, locate, parse_reference
 from ..checkpoint.systems import System, check_one_tokenizer, find_system, recorded_base
-from ..config import EvalConfig, Progress
+from ..config import EvalConfig, Progress, RestoreConfig
 from ..data.chat import chat_format
 from ..data.evaluation_sets import EvaluationSet, read_sets
 from ..data.generations import Generations, read_generations
@@ -28,6 +28,7 @@ from .gate.rules import Rule
 from .judges import JudgeSpec, parse_judges
 from .judges.run import check_judging_model
 from .lm_eval import parse_tasks
+from .room import need_room
 from .unread import check_gate_use, check_generations, check_sets
 
 REPORT = "saferestore.json"
@@ -81,7 +82,8 @@ def set_up(config: EvalConfig, rules: tuple[Rule, ...], *, has_baseline: bool, r
         progress: Told of downloads and of every weight file.
 
     Returns:
-        The evaluation. `UsageError` and `MismatchError` for whatever cannot be found, read, or does not fit.
+        The evaluation. `UsageError` and `MismatchError` for whatever cannot be found, read, or does not fit, and for a
+        set of which no prompt leaves room for an answer.
     """
     check_gate_use(config)
     if config.generations:
@@ -100,11 +102,12 @@ def set_up(config: EvalConfig, rules: tuple[Rule, ...], *, has_baseline: bool, r
     known = _known(names, {each.name: each.role for each in sets}, judges, attacks, shots, tasks, has_baseline, sets)
     if rules:
         check_rules(rules, known)
-    setting = _setting(config, systems[-1])
+    setting = setting_of(config, systems[-1].tokenizer_dir, systems[-1].folder)
     placement = place(config.dtype, config.device, config.device_map, config.max_memory, config.load_in,
                       systems[-1].stored_dtype)
     with quiet():  # transformers warns of long prompts, which `W_TOO_LONG` counts
         plan = plan_questions(sets, attacks, shots, setting)
+    _need_questions(sets, plan, setting)
     return Setup(systems, sets, (), attacks, judges, shots, tasks, rules, known, setting, plan, placement)
 
 
@@ -188,9 +191,27 @@ def _known(systems: tuple[str, ...], sets: Mapping[str, str], judges: Sequence[J
                  tuple(SCORERS) if by_choice else (), has_baseline)
 
 
-def _setting(config: EvalConfig, system: System) -> Setting:
-    chat = chat_format(load_tokenizer(system.tokenizer_dir), config.chat_template, config.system_prompt)
-    shape = read_model_config(system.folder).get_text_config()
+def _need_questions(sets: Sequence[EvaluationSet], plan: Plan, setting: Setting) -> None:
+    """Refuse a set of which nothing can be asked."""
+    for each in sets:
+        asked = sum(question.set == each.name for question in plan.questions) + sum(
+            len(records) for (name, _), records in plan.scored.items() if name == each.name)
+        need_room(f"set {each.name}", sum(name == each.name for name, *_ in plan.too_long), asked, setting)
+
+
+def setting_of(config: EvalConfig | RestoreConfig, tokenizer_dir: Path, folder: Path) -> Setting:
+    """Return how prompts are written, and for how many tokens there is room, by the files of a model.
+
+    Args:
+        config: Template, system prompt, longest answer and seed.
+        tokenizer_dir: Folder of the tokenizer.
+        folder: Folder of `config.json`.
+
+    Returns:
+        The setting; `UsageError` and `MismatchError` for a template that cannot be read or does not fit.
+    """
+    chat = chat_format(load_tokenizer(tokenizer_dir), config.chat_template, config.system_prompt)
+    shape = read_model_config(folder).get_text_config()
     context = getattr(shape, "max_position_embeddings", None) or 2048
     return Setting(chat, context, min(config.max_new_tokens, context // 2), config.seed)
 

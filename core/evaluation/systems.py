@@ -12,6 +12,7 @@ from ..config import Progress
 from ..data.batches import Batch, Row, make_batches, truncate
 from ..data.chat import ChatFormat
 from ..data.records import Record, groups_of
+from .attacks import Setting
 from .generation import Generation, generate
 from .intervals import design_effect, wilson
 from .judges import Verdict, judge
@@ -52,6 +53,10 @@ class Examiner:
     progress: Progress
     known: Mapping[str, Generation] = field(default_factory=dict)
     keep: Callable[[list[Json]], None] | None = None
+
+    def setting(self, seed: int = 0) -> Setting:
+        """Return how attacks ask: in the same format and the same room."""
+        return Setting(self.chat, self.context, self.max_new_tokens, seed)
 
     def ask(self, model: Any, records: Sequence[Record], stage: str) -> tuple[Answer, ...]:
         """Return the model's greedy answers in the order of the records; none for no records."""

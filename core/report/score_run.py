@@ -18,6 +18,7 @@ from ..data.readers import ReadResult, read_records
 from ..data.selection import FoundRows, Selection, select
 from ..errors import UsageError
 from ..evaluation.preparation import REFUSAL_TOKENS, Prepared
+from ..evaluation.room import with_room
 from ..evaluation.scoring import prepare_score, score_examiner, score_modules, score_rows
 from ..evaluation.systems import Examiner, known_answers
 from ..evaluation.training_rows import TrainingRows, training_rows
@@ -86,7 +87,7 @@ class Opened(NamedTuple):
 
 
 def open_score(config: ScoreConfig, progress: Progress) -> Opened:
-    """Read the rows and open the checkpoints; the errors are those of reading and of `open_pair`."""
+    """Read the rows and open the checkpoints; the errors are those of reading, `open_pair` and `with_room`."""
     selection = select(config.as_restore())
     result = read_records(config.train, offline=config.offline) if config.train is not None else None
     pair = open_pair(config.base, config.tuned, offline=config.offline, rank=config.rank, force=config.force,
@@ -95,7 +96,7 @@ def open_score(config: ScoreConfig, progress: Progress) -> Opened:
                            max_memory=config.max_memory, load_in=config.load_in, seed=config.seed)
     examiner = score_examiner(session, config, progress)
     training = training_rows(result, examiner.chat, examiner.context) if result is not None else None
-    return Opened(selection, pair, session, examiner, training)
+    return Opened(with_room(selection, examiner.setting()), pair, session, examiner, training)
 
 
 def found_rows(config: RestoreConfig, result: ReadResult, session: Session, journal: Journal,
@@ -117,7 +118,8 @@ def found_rows(config: RestoreConfig, result: ReadResult, session: Session, jour
                                    keep=journal.write)
     training = training_rows(result, examiner.chat, examiner.context)
     settings = dataclasses.replace(settings, way=way_with_room(session.adapter(), settings.way))
-    safety = prepare_score(session, examiner, select(settings.as_restore()), settings).problem.safety
+    selection = with_room(select(settings.as_restore()), examiner.setting())
+    safety = prepare_score(session, examiner, selection, settings).problem.safety
     key = digest(_deciding(settings, session, training))
     scored = score_rows(session, safety, training, settings, pad_id=examiner.chat.pad_id, progress=progress,
                         done=[entry for entry in journal.entries if entry.get("scored_by") == key],

@@ -6,6 +6,7 @@ import dataclasses
 import importlib.metadata
 import os
 import platform
+import re
 import shlex
 from pathlib import Path
 from typing import TypeVar
@@ -18,12 +19,16 @@ PACKAGES = ("accelerate", "huggingface_hub", "jinja2", "jsonschema", "numpy", "p
             "scipy", "tokenizers", "torch", "transformers")
 """Packages whose versions can change a result or a file."""
 
+NAMED = re.compile(r"(?P<name>(?!https?:)[^/~][^/]*[=:])(?P<path>[/~].*)", re.DOTALL)
+"""What stands before an absolute path: NAME=FILE, RUBRIC=MODEL, suffix:FILE."""
+
 
 def shareable(text: str) -> str:
     """Return a reference or FILE[:FORMAT] without absolute paths.
 
     Args:
-        text: `ID_OR_PATH[@REVISION][+ADAPTER]` or a file; anything else comes back as it is.
+        text: `ID_OR_PATH[@REVISION][+ADAPTER]` or a file, perhaps after NAME= or NAME:; anything else comes back
+            as it is.
 
     Returns:
         The same with each absolute path made relative to the working folder or, outside of it, cut to its last
@@ -77,10 +82,9 @@ def _shareable_value(value: object) -> object:
 
 
 def _relative(part: str) -> str:
-    name, equals, rest = part.partition("=")  # NAME=FILE, RUBRIC=MODEL
-    if equals and not Path(name).is_absolute() and rest.startswith(("/", "~")):
-        return f"{name}={_relative(rest)}"
-    path = Path(part).expanduser() if part.startswith("~") else Path(part)
+    if named := NAMED.fullmatch(part):
+        return named["name"] + _relative(named["path"])
+    path = Path(os.path.expanduser(part))  # noqa: PTH111 - where there is no such user, Path's own raises
     if not path.is_absolute():
         return part
     return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else path.name

@@ -126,6 +126,12 @@ def occupied(folder: Path) -> list[str]:
     return []
 
 
+def too_long(folder: Path) -> list[str]:
+    (folder / "long.jsonl").write_text("".join(json.dumps({"prompt": f"{i} " + "bad thing " * 2000}) + "\n"
+                                               for i in range(8)), encoding="utf-8")
+    return ["--harmful", "long.jsonl"]
+
+
 def with_setting(name: str, value: object) -> Break:
     def spoil(folder: Path) -> list[str]:
         edit_json(folder / "tuned" / "adapter_config.json", **{name: value})
@@ -168,6 +174,7 @@ CASES: dict[str, tuple[Break, int, str]] = {
     "DoRA": (with_setting("use_dora", True), 5, "use_dora"),
     "replaced modules": (with_setting("modules_to_save", ["lm_head"]), 5, "modules_to_save"),
     "a start that changed the base": (with_setting("init_lora_weights", "pissa"), 5, "pissa"),
+    "prompts longer than the context": (too_long, 2, "no prompt leaves room for an answer - harmful rows to fit"),
     "a shard that is missing": (missing_shard, 5, "model-00001-of-00002"),
     "a template that leaves out the prompt": (template_without_prompt, 5, "notes.txt"),
     "a device that is not here": (lambda folder: ["--device", "cuda:97"], 2, "cuda:97"),

@@ -70,6 +70,13 @@ def test_text_from_models_is_neither_markup_nor_control(capsys: pytest.CaptureFi
     assert capsys.readouterr().err == "warning: W_X [bold]\ufffd\n"
 
 
+def test_a_command_in_a_warning_stays_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    command = 'merge it first: python -c "' + "import what; what.is_long(); " * 9 + '"'
+    render.print_warnings({"warnings": [{"code": "W_X", "message": command}]})
+    render.print_plan({"warnings": [f"W_X: {command}"]})
+    assert capsys.readouterr().err == f"warning: W_X {command}\nwarning: W_X: {command}\n"
+
+
 class Terminal(io.StringIO):
     """A stream that says it is a terminal."""
 

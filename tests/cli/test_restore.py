@@ -179,6 +179,16 @@ def test_a_ctrl_c_that_a_library_makes_an_error_of_its_own_is_one(pipeline: Pipe
     assert two_lines(capsys.readouterr().err)[0].startswith("interrupted")
 
 
+def test_a_hint_is_never_cut(pipeline: Pipeline, capsys: Capture) -> None:
+    command = 'merge it first: python -c "' + "import what; what.is_long(); " * 20 + '"'
+    pipeline.outcome = MismatchError("w" * 1000, hint=command)
+    assert run(["restore", "b", "t", "-o", "out", "--json"]) == 5
+    captured = capsys.readouterr()
+    what, hint = two_lines(captured.err)
+    assert (len(what), hint) == (300, command)
+    assert json.loads(captured.out)["error"] == {"what": what, "hint": command}
+
+
 @pytest.mark.parametrize("error", [UsageError("u", hint="h"), MismatchError("m", hint="h"),
                                    NumericalError("n", hint="h"), RuntimeError("r"), KeyboardInterrupt()])
 def test_with_json_a_failure_is_one_document_too(pipeline: Pipeline, capsys: Capture, error: BaseException) -> None:

@@ -70,8 +70,8 @@ def test_xstest_becomes_a_set_of_each_label(tmp_path: Path) -> None:
 
 
 def test_a_task_row_without_an_answer_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="row without an answer - set task"):
-        read(task=(rows(tmp_path / "a.jsonl", *PROMPTS),))
+    with pytest.raises(UsageError, match=r"row without an answer - set task: a.jsonl, line 2"):
+        read(task=(rows(tmp_path / "a.jsonl", {"prompt": "a", "answer": "b"}, *PROMPTS),))
 
 
 def test_the_same_row_is_asked_once_and_every_row_has_its_own_id(tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -26,6 +28,15 @@ GOOD_FILES = {
     "csv with aliases": ("a.csv", 'question,completion\n"Why, then?",So\n', "prompt", [("Why, then?", "So")]),
     "csv whose header is in capitals": ("a.csv", "Prompt,Answer\nP,A\n", "prompt", [("P", "A")]),
     "tab separated": ("a.tsv", "prompt\tanswer\nP, q\tA\n", "prompt", [("P, q", "A")]),
+    "csv with semicolons": ("a.csv", 'prompt;answer\nP, q;A\n"R; s";B\n', "prompt", [("P, q", "A"), ("R; s", "B")]),
+    "csv with quotes and semicolons": ("a.csv", '\n"id";"Prompt"\n"1";"P"\n', "prompt", [("P", None)]),
+    "csv with tabs": ("a.csv", "prompt\tanswer\nP, q\tA\n", "prompt", [("P, q", "A")]),
+    "tsv with semicolons": ("a.tsv", "prompt;answer\nP;A\n", "prompt", [("P", "A")]),
+    "semicolons without a suffix": ("a", "goal;target\nG;Sure\n", "advbench", [("G", "Sure")]),
+    "semicolons in csv without a header": ("a.csv", "Wait; then go\nGo; wait\n", "prompt", [("Wait; then go", None),
+                                                                                          ("Go; wait", None)]),
+    "semicolons in text": ("a.txt", "prompt;answer\n", "prompt", [("prompt;answer", None)]),
+    "csv with the line ends of old": ("a.csv", "prompt,answer\rP,A\r", "prompt", [("P", "A")]),
     "csv without a header": ("a.csv", '"First, row"\nSecond row\n', "prompt", [("First, row", None),
                                                                              ("Second row", None)]),
     "csv content without a suffix": ("a", "goal,target\nG,Sure\n", "advbench", [("G", "Sure")]),
@@ -33,6 +44,7 @@ GOOD_FILES = {
                                                                           ("Second line", None)]),
     "text that begins with a bracket": ("a.txt", "[INST] Hi\n{not json\n", "prompt", [("[INST] Hi", None),
                                                                                    ("{not json", None)]),
+    "text that begins as a zip archive does": ("a.txt", "PK is a bank\n", "prompt", [("PK is a bank", None)]),
     "a byte order mark": ("a.csv", "\ufeffprompt\nP\n", "prompt", [("P", None)]),
     "json in a file called txt": ("a.txt", '{"prompt":"P"}\n', "prompt", [("P", None)]),
 }
@@ -58,6 +70,10 @@ BAD_FILES = {
     "latin1 in two lines of text": ("a.txt", b"caf\xe9\r\nok\r\ncaf\xe9", "not UTF-8 - {}, 2 lines: 1, 3"),
     "a letter cut off at the end of a line": ("a.txt", b"caf\xc3\n\xa9\n", "not UTF-8 - {}, 2 lines: 1, 2"),
     "utf-16": ("a.jsonl", '{"prompt": "P"}\n'.encode("utf-16"), "not UTF-8 - {}: it begins as UTF-16 does"),
+    "gzip": ("a.jsonl.gz", gzip.compress(b'{"prompt": "P"}\n'), "not text but gzip - {}"),
+    "zip": ("a.xlsx", b"PK\x03\x04\x14\x00\x00\x00", "not text but a zip archive or a spreadsheet - {}"),
+    "parquet": ("a.parquet", b"PAR1\x15\x04\x15\x80PAR1", "not text but Parquet - {}"),
+    "NUL in text": ("a.txt", b"One\nTw\0o\n", "not text but binary, with NUL bytes - {}"),
     "no row": ("a.jsonl", b'{"prompt": ""}\n', "no usable row - {}, line 1: no text in a prompt column"),
     "no row parses": ("a.jsonl", b"hello\nthere\n", "no usable row - {}, line 1: not JSON"),
     "only a header": ("a.csv", b"prompt,answer\n", "no usable row"),
@@ -91,6 +107,15 @@ def test_the_way_out_of_another_encoding_leads_out(encoding: str, tmp_path: Path
     assert command == ["iconv", "-f", encoding, "-t", "utf-8", str(path)]
     path.write_text(path.read_bytes().decode(command[2]), encoding=command[4])
     assert [r.prompt for r in read_records(str(path)).records] == ["caf\xe9"]
+
+
+def test_the_way_out_of_gzip_leads_out(tmp_path: Path) -> None:
+    path = tmp_path / "my rows.jsonl.gz"
+    path.write_bytes(gzip.compress(b'{"prompt": "P"}\n'))
+    with pytest.raises(UsageError, match="gzip") as error:
+        read_records(str(path))
+    subprocess.run(error.value.hint.removeprefix("unpack it: "), shell=True, check=True)
+    assert [r.prompt for r in read_records(str(path.with_suffix(""))).records] == ["P"]
 
 
 def test_lines_among_good_utf8_are_to_be_mended_alone(tmp_path: Path) -> None:

@@ -128,7 +128,7 @@ def test_safe_answers_are_known_by_their_prompts_and_bring_prompts_of_their_own(
 def test_a_row_without_its_answer_is_refused_by_name(
         tmp_path: Path, files: dict[str, tuple[str, ...]], name: str) -> None:
     rows = [{"id": "row-1", "prompt": "one", "response": "yes"}, {"id": "row-2", "prompt": "two"}]
-    with pytest.raises(UsageError, match=f"without an answer - --{name}: row") as caught:
+    with pytest.raises(UsageError, match=f"without an answer - --{name}: bad.jsonl, line 2") as caught:
         chosen(files | {name: (write_rows(tmp_path / "bad.jsonl", rows),)})
     assert f"--{name}" in caught.value.hint
 

@@ -86,6 +86,12 @@ def test_warnings_of_checkpoints_and_rows_are_in_the_plan(pair: CheckpointPair) 
     assert plan["warnings"] == ["W_PAIR: two", "W_ROWS: one"]
 
 
+def test_a_plan_counts_prompts_without_room_for_an_answer(pair: CheckpointPair) -> None:
+    rows = selection(harmful=[record("bad"), record("x" * 200)])
+    found = estimate(pair, rows, RestoreConfig("b", "t"), device="cpu")
+    assert found["rows"]["harmful_fit"] == 1 and any("W_TOO_LONG: 1 prompts" in told for told in found["warnings"])
+
+
 def test_no_weights_are_read(pair: CheckpointPair, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise AssertionError("a model was loaded")

@@ -15,8 +15,9 @@ from saferestore.core.data.records import Record
 from saferestore.core.data.selection import Selection
 from saferestore.core.errors import MismatchError, NumericalError, UsageError
 from saferestore.core.evaluation.preparation import REFUSAL_TOKENS, Prepared, prepare, tokens_of
+from saferestore.core.evaluation.room import with_room
 from saferestore.core.params import scale
-from talk import COMPLIANCE, REFUSAL, Say, examiner, open_tiny, record, refuses, save_pair, script, selection
+from talk import COMPLIANCE, CONTEXT, REFUSAL, Say, examiner, open_tiny, record, refuses, save_pair, script, selection
 
 ALIGNED, BROKEN = refuses("bad"), refuses()
 HARMFUL = [record(f"bad thing {i}") for i in range(5)]
@@ -172,6 +173,26 @@ def test_unfinished_answers_are_not_ended(session: Session) -> None:
     batches = made.problem.safety[0].batches
     assert not any(end in batch.labels for batch in batches)
     assert answers_in(session, batches) == [REFUSAL[:20]] * 5
+
+
+def test_prompts_without_room_for_an_answer_are_left_out_and_counted(
+        session: Session, capfd: pytest.CaptureFixture[str]) -> None:
+    long = record("bad " + "x" * CONTEXT, "Sure.")
+    rows, setting = selected(harmful=[*HARMFUL, long], task=[*ROWS["task"], long, long]), examiner(session).setting()
+    left = with_room(rows, setting)
+    assert (left.harmful, left.retain, left.held_out) == (tuple(HARMFUL), tuple(RETAIN), selected().held_out)
+    assert left.warnings == (("W_TOO_LONG", "3 prompts leave no room for an answer and were not asked: 1 harmful rows "
+                              "to fit, 2 held-out task rows"),)
+    assert with_room(left, setting) == left and capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(("part", "named"), [("harmful", "harmful rows to fit"), ("retain", "retain rows"),
+                                             ("held_harmful", "held-out harmful rows")])
+def test_a_set_without_room_for_any_answer_is_refused(session: Session, part: str, named: str) -> None:
+    rows = selected(**{part: [record("x" * CONTEXT)] * 2})
+    with pytest.raises(UsageError, match=f"room for an answer - {named}: each of 2 takes more than 88 of the 128") as e:
+        with_room(rows, examiner(session).setting())
+    assert "--max-new-tokens" in e.value.hint
 
 
 def test_a_base_that_refuses_too_little_cannot_teach(session: Session) -> None:

@@ -200,6 +200,14 @@ def test_rejected_rows_and_prompts_that_do_not_fit_are_told_once(pair: tuple[str
     assert (described["rows"] + described["rejected"], described["file"]) == (4, "p.jsonl")
 
 
+def test_a_set_without_room_for_any_answer_is_refused(pair: tuple[str, str], tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"{i} " + "x" * CONTEXT}) + "\n" for i in range(3)), encoding="utf-8")
+    with pytest.raises(UsageError, match="no prompt leaves room for an answer - set harmful: each of 3") as caught:
+        checked(pair[0], tmp_path, harmful=(str(path),))
+    assert "--max-new-tokens" in caught.value.hint
+
+
 def test_of_many_malformed_rows_the_first_are_shown_and_all_are_listed(pair: tuple[str, str], tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     path.write_text('{"prompt": "a"}\n' + "broken\n" * 30, encoding="utf-8")

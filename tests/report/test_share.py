@@ -15,7 +15,12 @@ from saferestore.core.report.share import command_line, environment, requirement
     ("owner/name", "owner/name"), ("owner/name@main+other/adapter@v1", "owner/name@main+other/adapter@v1"),
     ("relative/file.jsonl:chat", "relative/file.jsonl:chat"), ("/secret/place/base", "base"), ("-", "-"),
     ("/secret/base+/secret/adapter@main", "base+adapter@main"), ("/secret/rows.csv:alpaca", "rows.csv:alpaca"),
-    ("~/models/base", "base"), ("../base", "../base")])
+    ("~/models/base", "base"), ("../base", "../base"),
+    ("suffix:/secret/words.txt", "suffix:words.txt"), ("suffix:~/secret/words.txt", "suffix:words.txt"),
+    ("mine=/secret/rows.csv:chat", "mine=rows.csv:chat"), ("a=suffix:/secret/words.txt", "a=suffix:words.txt"),
+    ("suffix:words/a.txt", "suffix:words/a.txt"), ("prefill:2", "prefill:2"),
+    ("mood:~nobody-here", "mood:~nobody-here"),
+    ("https://example.org/a/b", "https://example.org/a/b"), ("http://example.org/a", "http://example.org/a")])
 def test_absolute_paths_are_cut(text: str, expected: str) -> None:
     assert shareable(text) == expected
 
