@@ -24,12 +24,18 @@ def journal_folder(out: Path) -> Path:
 
 
 def check_journal(folder: Path, *, resume: bool, restart: bool) -> None:
-    """Raise UsageError where a journal lies and nobody says what to do with it, or none lies to be gone on with."""
+    """Refuse a journal of which nobody says what to do with it, and to go on where none lies.
+
+    Raises:
+        UsageError: One of these; or to go on and to begin again are both asked for.
+    """
     path = folder / FILE
+    if resume and restart:
+        raise UsageError("to go on and to begin again - --resume --restart", hint="give one of them")
     if path.exists() and not (resume or restart):
         raise UsageError(f"an interrupted run lies here - {folder}", hint="add --resume to go on with it, or "
                          "--restart to begin again")
-    if resume and (restart or not path.exists()):
+    if resume and not path.exists():
         raise UsageError(f"nothing to resume - {folder}", hint="leave out --resume")
 
 
@@ -55,8 +61,7 @@ class Journal:
             restart: Remove what lies there.
 
         Raises:
-            UsageError: A journal lies there and neither is asked for; `resume` and there is none, or it is of other
-                settings.
+            UsageError: As of `check_journal`; `resume` and the journal is of other settings.
             SaferestoreError: The journal is damaged, or the disk is full.
         """
         self.entries: list[Json] = []
