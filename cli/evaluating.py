@@ -12,7 +12,7 @@ from ..core.config import EvalConfig
 from ..core.errors import UsageError
 from ..core.report.staging import check_out
 from . import render, render_eval
-from .running import View, print_document, print_settings, run
+from .running import View, check_earlier, print_document, print_settings, run
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,7 @@ def execute(config: EvalConfig, asked: Run, view: View, *, dry_run: bool, print_
     if asked.calibrate and (asked.out or asked.new_baseline):
         raise UsageError(f"--calibrate writes no files - {'--out' if asked.out else '--write-baseline'}",
                          hint="leave it out; --calibrate ... --json > FILE keeps the table")
-    if asked.out is None and (asked.resume or asked.restart):
-        raise UsageError("no folder with an interrupted run - --out", hint="add -o OUT as in that run")
+    check_earlier(asked.out, resume=asked.resume, restart=asked.restart)
     if asked.out is not None:
         check_out(asked.out, force=config.force, reads=config.reads)
     if asked.calibrate:

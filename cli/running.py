@@ -34,6 +34,14 @@ class Run:
     restart: bool
 
 
+def check_earlier(out: Path | None, *, resume: bool, restart: bool) -> None:
+    """Refuse to go on with an interrupted run, or to drop it, where none can lie, and both; raises UsageError."""
+    if resume and restart:
+        raise UsageError("to go on and to begin again - --resume --restart", hint="give one of them")
+    if out is None and (resume or restart):
+        raise UsageError("no folder with an interrupted run - --out", hint="add -o OUT as in that run")
+
+
 def print_settings(config: Any) -> int:
     """Print the settings as YAML, which --config reads, and return 0."""
     sys.stdout.write(to_yaml(config))
@@ -79,6 +87,7 @@ def execute(config: RestoreConfig, run: Run, view: View, *, dry_run: bool, print
     """Run, plan or print, whichever was asked for, and return the exit code."""
     if print_config:
         return print_settings(config)
+    check_earlier(run.out, resume=run.resume, restart=run.restart)
     if run.out is not None:
         check_out(run.out, force=config.force, reads=config.reads)
     if dry_run:

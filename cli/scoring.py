@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ..core.config import ScoreConfig
-from ..core.errors import UsageError
 from ..core.report.staging import check_out
 from . import render_score
-from .running import View, finished, print_settings
+from .running import View, check_earlier, finished, print_settings
 
 
 @dataclass(frozen=True)
@@ -27,8 +26,7 @@ def execute(config: ScoreConfig, run: Run, view: View, *, print_config: bool) ->
     """Score, or print the settings, and return the exit code."""
     if print_config:
         return print_settings(config)
-    if run.out is None and (run.resume or run.restart):
-        raise UsageError("no folder with an interrupted run - --out", hint="add -o OUT as in that run")
+    check_earlier(run.out, resume=run.resume, restart=run.restart)
     if run.out is not None:
         check_out(run.out, force=config.force, reads=config.reads)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from saferestore.core import config
-from saferestore.core.config import RestoreConfig, no_progress, read_yaml, to_yaml
+from saferestore.core.config import EvalConfig, RestoreConfig, no_progress, read_yaml, to_yaml
 from saferestore.core.errors import MismatchError, NumericalError, SaferestoreError, UsageError
 
 FIELDS = [field.name for field in dataclasses.fields(RestoreConfig)]
@@ -57,6 +57,15 @@ def test_rows_a_batch_are_a_number_or_auto(value: object):
 def test_a_limit_is_positive(value: float):
     with pytest.raises(UsageError, match="--limit"):
         RestoreConfig("b", "t", limit=value)
+
+
+@pytest.mark.parametrize("value", [1.7, 1.0000001, 20.5])
+def test_a_limit_is_a_share_or_whole(value: float):
+    for kind in (lambda: RestoreConfig("b", "t", limit=value), lambda: EvalConfig("m", limit=value)):
+        with pytest.raises(UsageError, match=f"a whole number of rows or a share below 1 - --limit {value}") as caught:
+            kind()
+        assert f"give {int(value)} or {int(value) + 1}" in caught.value.hint
+    assert [EvalConfig("m", limit=whole).limit for whole in (0.1, 1, 1.0, 20)] == [0.1, 1, 1, 20]
 
 
 def test_all_that_a_run_reads_is_known():

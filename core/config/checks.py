@@ -27,6 +27,16 @@ def not_negative(name: str, value: int) -> None:
         raise UsageError(f"must not be negative - --{name.replace('_', '-')} {value}", hint="give 0 or more")
 
 
+def share_or_rows(name: str, value: float | None) -> None:
+    """Refuse what is neither a share of rows below 1 nor a whole number of them; None is all. Raises UsageError."""
+    if value is None:
+        return
+    positive(name, value)
+    if value > 1 and value != int(value):
+        raise UsageError(f"must be a whole number of rows or a share below 1 - --{name.replace('_', '-')} {value}",
+                         hint=f"give {int(value)} or {int(value) + 1}, or such as 0.1 for a tenth")
+
+
 def nearest(name: str, allowed: Iterable[str]) -> str:
     """Return `did you mean X?` for the closest allowed name, else the list of them."""
     allowed = sorted(allowed)

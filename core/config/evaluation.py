@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..errors import UsageError
-from .checks import one_of, positive
+from .checks import one_of, positive, share_or_rows
 from .common import GATE_MODES, CommonConfig
 
 SYSTEM_NAMES = ("auto", "base", "tuned", "restored")
@@ -78,8 +78,7 @@ class EvalConfig(CommonConfig):
         one_of("gate_mode", self.gate_mode, GATE_MODES)
         one_of("redact", self.redact, ("auto", "all", "none"))
         positive("max_new_tokens", self.max_new_tokens)
-        if self.limit is not None:
-            positive("limit", self.limit)
+        share_or_rows("limit", self.limit)
         if self.batch_size != "auto" and not (self.batch_size.isdigit() and int(self.batch_size)):
             raise UsageError(f"must be auto or a number above 0 - --batch-size {self.batch_size}",
                              hint="give --batch-size auto")

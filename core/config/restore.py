@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 
 from ..errors import UsageError
-from .checks import not_negative, one_of, positive, rows_a_batch
+from .checks import not_negative, one_of, positive, rows_a_batch, share_or_rows
 from .common import GATE_MODES, CommonConfig
 from .names import CURVATURE, ENGINES, NEED_UNALIGNED, OBJECTIVES, PAIRS, PUBLISHED
 
@@ -92,8 +92,7 @@ class RestoreConfig(CommonConfig):
             positive(name, getattr(self, name))
         if isinstance(size := rows_a_batch(self.batch_size), int):
             positive("batch_size", size)
-        if self.limit is not None:
-            positive("limit", self.limit)
+        share_or_rows("limit", self.limit)
         not_negative("hold_out_categories", self.hold_out_categories)
         not_negative("relearn", self.relearn)
         if self.relearn >= self.held_out_rows:

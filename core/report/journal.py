@@ -32,17 +32,19 @@ def check_journal(folder: Path, *, resume: bool, restart: bool) -> None:
     """Look at the journal that may lie in a folder, before any work is done.
 
     Raises:
-        UsageError: One lies there and nobody says what to do with it, or another run writes it, whatever is said; or
-            there is none to be gone on with.
+        UsageError: One lies there and nobody says what to do with it, or another run writes it, whatever is said; to go
+            on where there is none; or to go on and to begin again are both asked for.
     """
     path = folder / FILE
+    if resume and restart:
+        raise UsageError("to go on and to begin again - --resume --restart", hint="give one of them")
     if path.exists():
         with path.open("a", encoding="utf-8") as file:
             _lock(file, folder)
     if path.exists() and not (resume or restart):
         raise UsageError(f"an interrupted run lies here - {folder}", hint="add --resume to go on with it, or "
                          "--restart to begin again")
-    if resume and (restart or not path.exists()):
+    if resume and not path.exists():
         raise UsageError(f"nothing to resume - {folder}", hint="leave out --resume")
 
 
@@ -68,8 +70,7 @@ class Journal:
             restart: Remove what lies there.
 
         Raises:
-            UsageError: A journal lies there and neither is asked for, or another run writes it; `resume` and there is
-                none, or it is of other settings.
+            UsageError: As of `check_journal`; `resume` and the journal is of other settings.
             SaferestoreError: The journal is damaged, or the disk is full.
         """
         self.entries: list[Json] = []

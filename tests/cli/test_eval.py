@@ -146,6 +146,8 @@ def test_under_github_actions_what_did_not_pass_is_annotated(
 @pytest.mark.parametrize(("arguments", "what", "hint"), [
     ([], "nothing to evaluate - MODEL", "--generations FILE"),
     (["m", "--resume"], "--out", "-o OUT"),
+    (["m", "-o", "out", "--resume", "--restart", "--dry-run"], "to begin again - --resume --restart", "one of them"),
+    (["m", "--limit", "1.7"], "a whole number of rows or a share below 1 - --limit 1.7", "give 1 or 2"),
     (["m", "--attac", "x"], "no such option: --attac", "--attack"),
     (["m", "--system", "tunde"], "--system tunde", "did you mean tuned?"),
     (["m", "--gate-mode", "advise"], "--gate-mode advise", "did you mean advisory?"),

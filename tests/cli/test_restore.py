@@ -219,6 +219,8 @@ def test_a_traceback_is_shown_on_demand(pipeline: Pipeline, capsys: Capture, mon
     (["restore", "b", "t", "-o", "out", "--max-drift", "nan"], "--max-drift", "above 0"),
     (["restore", "b", "t", "-o", "out", "--engine", "fischer"], "--engine fischer", "did you mean fisher?"),
     (["restore", "b", "t", "-o", "out", "--config", "none.yaml"], "none.yaml", "readable YAML"),
+    (["restore", "b", "t", "-o", "out", "--resume", "--restart"], "to begin again - --resume --restart", "one of them"),
+    (["restore", "b", "t", "--dry-run", "--resume"], "no folder with an interrupted run - --out", "-o OUT"),
     (["restor"], "no such command 'restor'", "restore"),
     (["restore", "b", "t", "u", "-o", "out"], "unexpected extra argument", "saferestore restore --help")])
 def test_wrong_usage_says_what_and_how(

@@ -121,6 +121,11 @@ def test_the_settings_are_printed_and_read_back(called: Called, capsys: pytest.C
     assert called[0][0] == ScoreConfig(base="b", tuned="t", train="x")
 
 
+def test_to_resume_and_to_restart_are_not_both_to_be_had(called: Called, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["score", "b", "t", "-o", "out", "--resume", "--restart"]) == 2
+    assert "to begin again - --resume --restart" in capsys.readouterr().err and not called
+
+
 def test_resume_without_a_folder_is_a_usage_error(called: Called, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["score", "b", "t", "--resume"]) == 2
     assert "--out" in capsys.readouterr().err and not called

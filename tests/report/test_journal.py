@@ -152,7 +152,7 @@ def test_a_journal_stays_where_the_same_run_may_yet_come_to_its_end(tmp_path: Pa
 
 def test_to_resume_and_to_restart_are_not_both_to_be_had(tmp_path: Path) -> None:
     filled(tmp_path / "j")
-    with pytest.raises(UsageError, match="nothing to resume"):
+    with pytest.raises(UsageError, match="to go on and to begin again - --resume --restart"):
         Journal(tmp_path / "j", SETTINGS, resume=True, restart=True)
     assert Journal(tmp_path / "j", SETTINGS, resume=True).entries
 
