@@ -21,6 +21,14 @@ TRAINED_ON = "give the base that the adapter was trained on"
 BUFFERS = re.compile(r"(rotary_emb\.inv_freq|\.attn\.bias|\.attn\.masked_bias|\.position_ids)$")
 """Tensors that older versions of transformers saved and that no model reads."""
 
+EMBEDDING = re.compile(r"(^|\.)(embed_tokens|embed_in|wte|word_embeddings|lm_head|embed_out)\.(weight|bias)$")
+HEAD = re.compile(r"^(lm_head|embed_out)\.weight$")
+"""Tensors with a row for each token, and the one of them that many models tie to another."""
+
+UNTIE = ("m.config.get_text_config().tie_word_embeddings = m.config.tie_word_embeddings = False; "
+         "m.get_output_embeddings().weight = torch.nn.Parameter(m.get_input_embeddings().weight.detach().clone())")
+TUNED_FROM = "give the base that this checkpoint was fine-tuned from"
+
 
 def three(names: Collection[str]) -> str:
     """Return three of the names, for a message, or `none`."""
@@ -85,25 +93,44 @@ def _refuse_other_widths(adapter: LoraAdapter, modules: Mapping[str, LoraLayer],
                                 hint=TRAINED_ON)
 
 
-def check_same_tensors(base: Mapping[str, TensorInfo], tuned: Mapping[str, TensorInfo], tied: Collection[str]) -> None:
+def check_same_tensors(base: Mapping[str, TensorInfo], tuned: Mapping[str, TensorInfo], tied: Collection[str],
+                       base_folder: Path) -> None:
     """Refuse two full checkpoints whose tensors differ in name or shape.
 
     Args:
         base: Headers of the base.
         tuned: Headers of the tuned checkpoint.
         tied: Names that both models tie to another tensor, so that a file may hold them or not.
+        base_folder: For hints.
 
     Raises:
-        MismatchError: Names on one side only (three of each), or a tensor of two shapes.
+        MismatchError: Names on one side only (three of each), or a tensor of two shapes. An untied head and a resized
+            vocabulary are told apart: the base itself can be made to fit them.
     """
     left, right = ({n for n in side if n not in tied and not BUFFERS.search(n)} for side in (base, tuned))
+    if right - left and not left - right and all(map(HEAD.search, right - left)):
+        raise MismatchError(f"the head was untied: only the tuned checkpoint has {three(right - left)}",
+                            hint="save the base untied: " + _base_command(base_folder, "untied", UNTIE))
     if left != right:
         raise MismatchError(f"tensors differ: only in the base {three(left - right)}; only in the tuned checkpoint "
-                            f"{three(right - left)}", hint="give the base that this checkpoint was fine-tuned from")
-    for name in sorted(left):
-        if base[name].shape != tuned[name].shape:
-            raise MismatchError(f"{name} has shape {base[name].shape} in the base and {tuned[name].shape} in the tuned "
-                                "checkpoint", hint="give the base that this checkpoint was fine-tuned from")
+                            f"{three(right - left)}", hint=TUNED_FROM)
+    differing = [name for name in sorted(left) if base[name].shape != tuned[name].shape]
+    if differing and all(EMBEDDING.search(n) and base[n].shape[1:] == tuned[n].shape[1:] for n in differing):
+        name, rows = differing[0], tuned[differing[0]].shape[0]
+        raise MismatchError(f"the vocabulary was resized: {name} has {base[name].shape[0]} rows in the base and {rows} "
+                            "in the tuned checkpoint", hint="resize the base by the same number: "
+                            + _base_command(base_folder, "resized", f"m.resize_token_embeddings({rows})"))
+    for name in differing:
+        raise MismatchError(f"{name} has shape {base[name].shape} in the base and {tuned[name].shape} in the tuned "
+                            "checkpoint", hint=TUNED_FROM)
+
+
+def _base_command(folder: Path, kind: str, change: str) -> str:
+    """Return the command that saves a changed base beside it, and what to give then."""
+    target = f"{folder}-{kind}"
+    return (f'python -c "import torch; from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; '
+            f"m = M.from_pretrained('{folder}', dtype='auto'); {change}; m.save_pretrained('{target}'); "
+            f"T.from_pretrained('{folder}').save_pretrained('{target}')\" and give {target}")
 
 
 def check_config_fits(model: PreTrainedModel, headers: Mapping[str, TensorInfo], folder: Path) -> None:

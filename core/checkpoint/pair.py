@@ -149,7 +149,8 @@ def _full_pair(found: _Found, rank: int, read_weights: bool, progress: Progress)
     headers, tuned_headers = read_headers(found.base_dir), read_headers(found.tuned_dir)
     model = skeleton(tuned_config, found.tuned_dir)
     tie = config.tie_word_embeddings and tuned_config.tie_word_embeddings
-    check_same_tensors(headers, tuned_headers, tuple(model.all_tied_weights_keys) if tie else ())
+    check_same_tensors(headers, tuned_headers, tuple(model.all_tied_weights_keys) if tie else (),
+                       found.base_dir)
     check_config_fits(model, tuned_headers, found.tuned_dir)
     tokenizers, warnings = _tokenizers(found, tuned_config)
     reader = FactReader(read_weights, progress, tokenizers)

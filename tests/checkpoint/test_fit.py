@@ -81,6 +81,19 @@ def test_a_tied_head_may_be_in_the_file_or_not(tmp_path: Path) -> None:
     assert open_pair(str(base), str(full)).kind == "full"
 
 
+def test_a_resized_vocabulary_is_named_as_such(mine: Saved, tmp_path: Path) -> None:
+    resized = save_base(tmp_path / "resized", lambda: llama(vocab_size=44))
+    error = _refused(mine.base, resized, "vocabulary was resized: lm_head.weight has 40 rows in the base and 44 in the")
+    assert error.hint.startswith("resize the base by the same number: python -c")
+    other = save_base(tmp_path / "other", lambda: llama(vocab_size=44, hidden_size=32))
+    assert _refused(mine.base, other, "lm_head.weight has shape").hint.startswith("give the base that")
+
+
+def test_a_head_untied_from_its_base_is_named_as_such(mine: Saved, tmp_path: Path) -> None:
+    error = _refused(save_base(tmp_path / "tied", tied_llama), mine.base, "the head was untied: only the tuned .* lm_h")
+    assert error.hint.startswith("save the base untied: python -c")
+
+
 def test_a_tied_and_an_untied_model_are_refused(mine: Saved, tmp_path: Path) -> None:
     _refused(mine.base, save_base(tmp_path / "tied", tied_llama), "only in the base lm_head.weight")
 

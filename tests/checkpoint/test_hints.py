@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,10 @@ from saferestore.core.checkpoint.quiet import quiet
 from saferestore.core.checkpoint.session import open_session
 from saferestore.core.errors import MismatchError
 from safetensors.torch import load_file
+from transformers import PreTrainedModel
 
 from .conftest import Saved
-from .tiny import logits, peft_logits, plain_logits, save_adapter
+from .tiny import llama, logits, peft_logits, plain_logits, save_adapter, save_base, tied_llama
 
 
 def _run_hint(base: Path, tuned: Path) -> str:
@@ -46,6 +48,17 @@ def test_a_merged_adapter_is_restored_as_a_checkpoint_of_its_own(saved: Saved, t
     pair = open_pair(str(saved.base), merged)
     assert pair.kind == "full"
     torch.testing.assert_close(logits(open_session(pair).adapter().model), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("base", "tuned", "kind"), [
+    (llama, lambda: llama(vocab_size=44), "resized"), (tied_llama, llama, "untied"),
+    (tied_llama, lambda: llama(vocab_size=44, tie_word_embeddings=True), "resized")])
+def test_a_base_that_is_made_to_fit_says_what_it_said(
+        tmp_path: Path, base: Callable[[], PreTrainedModel], tuned: Callable[[], PreTrainedModel], kind: str) -> None:
+    given, full = save_base(tmp_path / "base", base), save_base(tmp_path / "full", tuned, seed=5)
+    made = _run_hint(given, full).rpartition(" ")[2]
+    assert made == f"{given}-{kind}" and open_pair(made, str(full)).kind == "full"
+    torch.testing.assert_close(plain_logits(Path(made))[..., :40], plain_logits(given), atol=1e-6, rtol=0)
 
 
 def test_a_converted_adapter_is_read(mine: Saved) -> None:
