@@ -230,7 +230,7 @@ def evaluate(config: EvalConfig, out: Path | None = None, *, new_baseline: Path 
     if out is not None:
         check_out(out, force=config.force, reads=config.reads)
     if new_baseline is not None:
-        check_new_baseline(new_baseline, out=out, reads=config.reads)
+        check_new_baseline(new_baseline, out=out, reads=[each for each in config.reads if each != config.baseline])
     clock, rules = Clock(), read_gate(Path(config.gate)) if config.gate else ()
     baseline = read_baseline(Path(config.baseline)) if config.baseline else None
     torch.manual_seed(config.seed)

@@ -265,6 +265,7 @@ def test_a_baseline_that_was_written_is_compared_with_and_one_of_other_settings_
     assert run(tiny(pair, "--write-baseline", "kept/b.json")) == 0
     again = tiny(pair, "--gate", rules, "--baseline", "kept/b.json")
     assert run(again) == 0  # six prompts and no difference: the interval ends below 0.9
+    assert run([*again, "--write-baseline", "kept/b.json"]) == 0  # moved on, in its place
     capsys.readouterr()
     for changes, what in ((["--limit", "3"], "limit was"), (["--seed", "1"], "seed was"),
                           (["--max-new-tokens", "5"], "max_new_tokens was"),
