@@ -14,6 +14,7 @@ from ..data.records import Record
 from ..data.selection import sample
 from ..geometry.similarity import need_rows
 from ..geometry.slices import Rows
+from .room import parts_with_room
 from .systems import Answer, Examiner
 
 Warnings = tuple[tuple[str, str], ...]
@@ -88,19 +89,22 @@ def answered_rows(session: Session, examiner: Examiner, sets: ComparedSets) -> C
         sets: The rows.
 
     Returns:
-        Rows in batches. `UsageError` says which set is too small, and how many rows are needed.
+        Rows in batches; prompts without room for an answer are left out, as a warning says. `UsageError` says which set
+        is too small, and how many rows are needed.
     """
-    open_rows = {name: [r for r in records if not r.answer] for name, records in sets.records.items()}
+    fitting, told = parts_with_room(sets.records, examiner.setting())
+    open_rows = {name: [r for r in records if not r.answer] for name, records in fitting.items()}
     asked = examiner.ask_sets(session.adapter().model, open_rows, "answers of the tuned model")
     found = {name: _pairs(examiner, records, asked[name], name == "harmful")
-             for name, records in sets.records.items()}
+             for name, records in fitting.items()}
     need_rows({name: len(pairs) for name, pairs in found.items()})
     with session.base() as model:
-        refusals = [a for a in examiner.ask(model, sets.records["harmful"], "answers of the base model")
+        refusals = [a for a in examiner.ask(model, fitting["harmful"], "answers of the base model")
                     if a.verdict.refused]
-    left_out = len(sets.records["harmful"]) - len(found["harmful"])
+    left_out = len(fitting["harmful"]) - len(found["harmful"])
     warnings = [("W_ALREADY_SAFE", f"{left_out} harmful rows left out: the tuned model gives no harmful answer to "
                  "them")] if left_out else []
+    warnings += told
     enough = len(refusals) >= 2
     if not enough:
         warnings.append(("W_BASE_COMPLIES", "the base refuses too few harmful prompts: no safety gradient"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from ..geometry.subspace import in_subspace
 from ..losses import cross_entropy
 from ..params import size
 from .attacks.wording import harmful_answer
+from .room import parts_with_room
 from .systems import Examiner
 from .verdict import Mean, mean_per_token
 
@@ -126,6 +127,7 @@ class Probed:
         attention: The implementation that the model ran with.
         choice: How Hessian products were done; None without curvature.
         curvature: (set, matrix) -> what was found.
+        warnings: What the user should know.
     """
 
     answered: Sequence[Answered]
@@ -138,6 +140,7 @@ class Probed:
     attention: str
     choice: Choice | None
     curvature: Mapping[tuple[str, str], Curvature]
+    warnings: tuple[tuple[str, str], ...]
 
 
 def read_probe_sets(config: ProbeConfig) -> tuple[EvaluationSet, ...]:
@@ -169,7 +172,8 @@ def probe_system(system: System, sets: Sequence[EvaluationSet], config: ProbeCon
     placement = placement_of(config, system)
     with _loaded(system, config, placement, progress) as (model, live):
         examiner = _examiner(system, model, config, progress)
-        answered = [_answered(examiner, model, each) for each in sets]
+        fitting, warnings = parts_with_room({each.name: each.records for each in sets}, examiner.setting())
+        answered = [_answered(examiner, model, replace(each, records=fitting[each.name])) for each in sets]
         pairs = [pair for each in answered for pair in each.pairs]
         rows = Rows(examiner.batches(pairs), _ranges(answered))
         check_deterministic(model, rows)
@@ -181,7 +185,7 @@ def probe_system(system: System, sets: Sequence[EvaluationSet], config: ProbeCon
             choice, found = _curvature(moved, answered, examiner, config, progress)
             dimension, dtype = size(dict(moved.leaves)), str(next(iter(moved.leaves.values())).dtype)
     return Probed(answered, losses, plane, seeds, coordinates, dimension, dtype.removeprefix("torch."),
-                  str(model.config._attn_implementation), choice, found)
+                  str(model.config._attn_implementation), choice, found, warnings)
 
 
 @contextmanager

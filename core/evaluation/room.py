@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from ..checkpoint.quiet import quiet
@@ -26,17 +26,34 @@ def with_room(rows: Selection, setting: Setting) -> Selection:
     Raises:
         UsageError: Of the harmful fit rows, the retain rows or a held-out set none is left.
     """
-    parts = {"harmful rows to fit": rows.harmful, "retain rows": rows.retain,
-             **{f"held-out {name} rows": part for name, part in rows.held_out.items()}}
+    left, told = parts_with_room({"harmful rows to fit": rows.harmful, "retain rows": rows.retain,
+                                  **{f"held-out {name} rows": part for name, part in rows.held_out.items()}}, setting)
+    harmful, retain, *held_out = left.values()
+    return replace(rows, harmful=harmful, retain=retain, held_out=dict(zip(rows.held_out, held_out, strict=True)),
+                   warnings=(*rows.warnings, *told))
+
+
+def parts_with_room(parts: Mapping[str, Sequence[Record]],
+                    setting: Setting) -> tuple[dict[str, tuple[Record, ...]], tuple[tuple[str, str], ...]]:
+    """Leave out of each part the rows whose prompts leave no room for an answer.
+
+    Args:
+        parts: What a part is called -> its rows.
+        setting: How they are asked.
+
+    Returns:
+        The rows that can be asked, and the warning that counts the others, where there are any.
+
+    Raises:
+        UsageError: Of a part none is left.
+    """
     left = {name: _with_room(part, setting) for name, part in parts.items()}
     lost = {name: len(part) - len(left[name]) for name, part in parts.items() if len(part) > len(left[name])}
     for name, count in lost.items():
         need_room(name, count, len(left[name]), setting)
     told = (("W_TOO_LONG", f"{sum(lost.values())} prompts leave no room for an answer and were not asked: "
              + ", ".join(f"{count} {name}" for name, count in lost.items())),) if lost else ()
-    harmful, retain, *held_out = left.values()
-    return replace(rows, harmful=harmful, retain=retain, held_out=dict(zip(rows.held_out, held_out, strict=True)),
-                   warnings=(*rows.warnings, *told))
+    return left, told
 
 
 def need_room(name: str, lost: int, left: int, setting: Setting) -> None:

@@ -42,7 +42,8 @@ def document(config: ProbeConfig, target: Target, found: Probed | None) -> Json:
         "runtimes": [dataclasses.asdict(each) for each in
                      (acceptances(target.adapter.facts) if target.adapter is not None else ())],
         **(_measured(found) if found is not None else _unmeasured(target.fault)),
-        "warnings": [{"code": code, "message": message} for code, message in target.warnings]}
+        "warnings": [{"code": code, "message": message} for code, message in
+                     (*target.warnings, *(found.warnings if found is not None else ()))]}
 
 
 def _inputs(target: Target, found: Probed | None) -> Json:

@@ -96,7 +96,8 @@ def open_score(config: ScoreConfig, progress: Progress) -> Opened:
                            max_memory=config.max_memory, load_in=config.load_in, seed=config.seed)
     examiner = score_examiner(session, config, progress)
     training = training_rows(result, examiner.chat, examiner.context) if result is not None else None
-    return Opened(with_room(selection, examiner.setting()), pair, session, examiner, training)
+    asked = dataclasses.replace(selection, held_out=dict.fromkeys(selection.held_out, ()))  # not asked
+    return Opened(with_room(asked, examiner.setting()), pair, session, examiner, training)
 
 
 def found_rows(config: RestoreConfig, result: ReadResult, session: Session, journal: Journal,

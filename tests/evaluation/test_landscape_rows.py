@@ -50,6 +50,15 @@ def test_harmful_prompts_that_the_tuned_model_refuses_are_left_out_and_counted(s
     assert found.counts["harmful_rows_left_out"] == 11 and found.warnings[0][0] == "W_ALREADY_SAFE"
 
 
+def test_prompts_without_room_for_an_answer_are_left_out_and_counted(session: Session) -> None:
+    long, given = record("x" * 200), sets()
+    records = {**given.records, "benign": (*given.records["benign"], long)}
+    with script(tuned=always(COMPLIANCE), base=refuses("bad")):
+        found = answered_rows(session, examiner(session), ComparedSets(records, {}, ()))
+    assert found.counts["benign_rows"] == 11
+    assert found.warnings == (("W_TOO_LONG", "1 prompts leave no room for an answer and were not asked: 1 benign"),)
+
+
 def test_a_tuned_model_that_refuses_everything_has_too_few_harmful_rows(session: Session) -> None:
     with script(tuned=refuses("bad"), base=always(REFUSAL)), pytest.raises(UsageError, match="harmful has 0, 10 are"):
         answered_rows(session, examiner(session), sets())

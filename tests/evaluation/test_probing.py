@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,16 @@ def test_an_adapter_without_a_lora_form_is_described_and_not_measured(folder: Pa
     assert found["warnings"][0]["code"] == "W_NO_LORA_FORM" and str(tmp_path) not in found["warnings"][0]["message"]
     edit_json(dora / "adapter_config.json", base_model_name_or_path=str(tmp_path / "gone"))
     assert pipeline.probe(ProbeConfig(model=str(dora), **SMALL))["checkpoint"] is None
+
+
+def test_prompts_without_room_for_an_answer_are_left_out_and_counted(folder: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in ("w1 " * 500, "w2 w3", "w4 w5")),
+                    encoding="utf-8")
+    found = pipeline.probe(config(folder, "base", harmful=(str(rows),)))
+    assert [each["rows"] for name, each in found["inputs"]["data"].items() if name == "harmful"] == [2]
+    assert [each["message"] for each in found["warnings"] if each["code"] == "W_TOO_LONG"] == [
+        "1 prompts leave no room for an answer and were not asked: 1 harmful"]
 
 
 def test_modules_that_are_not_there_are_refused_with_the_nearest(folder: Path) -> None:
