@@ -38,12 +38,21 @@ def find_base(base: Reference, tuned: Reference, tuned_dir: Path, *, offline: bo
     recorded = read_config(tuned_dir).get("base_model_name_or_path") if is_adapter(tuned_dir) else None
     if not recorded:
         raise MismatchError(f"BASE is -, and no base is recorded - {tuned.text}", hint="give the base instead of -")
-    found = parse_reference(str(recorded))
-    beside = next((parent / found.base for parent in (tuned_dir, *tuned_dir.parents)
-                   if (parent / found.base / "config.json").is_file()), None)
+    found, beside = parse_reference(str(recorded)), base_beside(tuned_dir)
     if beside is not None:
-        return found, beside.resolve()
+        return found, beside
     return found, locate(found.base, found.revision, offline=offline, progress=progress)
+
+
+def base_beside(folder: Path) -> Path | None:
+    """Return the folder of the base that an adapter records, looked for from its own folder upward; None for none.
+
+    Raises:
+        MismatchError: An adapter whose configuration cannot be read.
+    """
+    recorded = read_config(folder).get("base_model_name_or_path") if is_adapter(folder) else None
+    places = (parent / parse_reference(str(recorded)).base for parent in (folder, *folder.parents)) if recorded else ()
+    return next((place.resolve() for place in places if (place / "config.json").is_file()), None)
 
 
 def check_recorded_base(adapter: LoraAdapter, base: Reference, base_dir: Path, *, force: bool) -> Warnings:

@@ -94,7 +94,13 @@ def staged(out: Path, *, force: bool = False) -> Iterator[Path]:
 
 def _needed_in(target: Path, reads: Iterable[str]) -> Iterator[str]:
     """Name what lies in `target`, or is it, and must not be replaced."""
-    known = {**paths_read(reads), "the folder you work in": Path.cwd(), "your home": Path.home()}
+    from ..checkpoint.recorded_base import base_beside  # torch, which an error's two lines do not wait for
+
+    given = paths_read(reads)
+    known = {**given, "the folder you work in": Path.cwd(), "your home": Path.home()}
+    for name, path in given.items():
+        with contextlib.suppress(SaferestoreError):  # said where it is opened
+            known |= {f"the base of {name}": base for base in (base_beside(path.absolute()),) if base is not None}
     yield from (name for name, path in known.items() if path.exists() and path.resolve().is_relative_to(target))
 
 

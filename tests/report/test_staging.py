@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import stat
 import subprocess
@@ -115,6 +116,20 @@ def test_what_is_read_is_never_replaced(tmp_path: Path, monkeypatch: pytest.Monk
     assert "folder of its own" in caught.value.hint
     check_out(Path("in/out"), force=True, reads=(typed,))
     check_out(Path("in2"), force=True, reads=(typed,))
+
+
+def test_the_base_that_an_adapter_records_is_not_replaced_either(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    recorded = json.dumps({"peft_type": "LORA", "base_model_name_or_path": "base"})
+    for folder, name, text in (("base", "config.json", "{}"), ("tuned", "adapter_config.json", recorded)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / name).write_text(text, encoding="utf-8")
+    with pytest.raises(UsageError, match="OUT would replace the base of tuned - base"):
+        check_out(Path("base"), force=True, reads=("tuned",))
+    check_out(Path("out"), force=True, reads=("tuned",))
+    (tmp_path / "tuned" / "adapter_config.json").write_text("{", encoding="utf-8")  # said where it is opened
+    check_out(Path("out"), force=True, reads=("tuned",))
 
 
 @pytest.mark.parametrize(("out", "held"), [(".", "the folder you work in"), ("..", "the folder you work in"),
