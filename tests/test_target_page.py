@@ -43,8 +43,6 @@ def test_the_page_has_a_line_a_pair_and_a_line_a_run() -> None:
     rows = [row(target.OURS, 2, 0.009, 8), row(target.RIVAL, 7, 0.01, 12), row(target.OURS, 3, 0.009, 8, 1)]
     lines = target.page(rows).splitlines()
     assert any(line.startswith("| sample, seed 0 | 8 | not reached | more than 1.5 | 7.0 (") for line in lines)
-    assert target.ran(rows[:2]) == "sample, seed 0, ours within 0.01, `refusal-sft` for 12 passes at 0.001"
-    assert target.ran(rows[2:]) == "sample, seed 1, ours within 0.01, `refusal-sft` not at all"
     assert "| sample, seed 1 | not reached | not run | - | - | - | - |" in lines
     assert sum(line.startswith(("| sample, seed 0 | `", "| sample, seed 1 | `")) for line in lines) == 3
 
