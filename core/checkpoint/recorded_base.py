@@ -45,13 +45,17 @@ def find_base(base: Reference, tuned: Reference, tuned_dir: Path, *, offline: bo
 
 
 def base_beside(folder: Path) -> Path | None:
-    """Return the folder of the base that an adapter records, looked for from its own folder upward; None for none.
+    """Return the folder of the base that an adapter records, looked for from its own folder upward, then from here.
+
+    None where there is none.
 
     Raises:
         MismatchError: An adapter whose configuration cannot be read.
     """
     recorded = read_config(folder).get("base_model_name_or_path") if is_adapter(folder) else None
-    places = (parent / parse_reference(str(recorded)).base for parent in (folder, *folder.parents)) if recorded else ()
+    if not recorded:
+        return None
+    places = (parent / parse_reference(str(recorded)).base for parent in (folder, *folder.parents, Path.cwd()))
     return next((place.resolve() for place in places if (place / "config.json").is_file()), None)
 
 

@@ -118,18 +118,23 @@ def test_what_is_read_is_never_replaced(tmp_path: Path, monkeypatch: pytest.Monk
     check_out(Path("in2"), force=True, reads=(typed,))
 
 
+@pytest.mark.parametrize("here", [".", "work"])
 def test_the_base_that_an_adapter_records_is_not_replaced_either(
-        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, here: str) -> None:
+    """Whether it lies beside the adapter or in the working folder."""
+    (tmp_path / here).mkdir(exist_ok=True)
+    monkeypatch.chdir(tmp_path / here)
     recorded = json.dumps({"peft_type": "LORA", "base_model_name_or_path": "base"})
     for folder, name, text in (("base", "config.json", "{}"), ("tuned", "adapter_config.json", recorded)):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / name).write_text(text, encoding="utf-8")
-    with pytest.raises(UsageError, match="OUT would replace the base of tuned - base"):
-        check_out(Path("base"), force=True, reads=("tuned",))
-    check_out(Path("out"), force=True, reads=("tuned",))
+        place = tmp_path / (here if folder == "base" else ".") / folder
+        place.mkdir()
+        (place / name).write_text(text, encoding="utf-8")
+    tuned = str(tmp_path / "tuned")
+    with pytest.raises(UsageError, match="OUT would replace the base of .*tuned - base"):
+        check_out(Path("base"), force=True, reads=(tuned,))
+    check_out(Path("out"), force=True, reads=(tuned,))
     (tmp_path / "tuned" / "adapter_config.json").write_text("{", encoding="utf-8")  # said where it is opened
-    check_out(Path("out"), force=True, reads=("tuned",))
+    check_out(Path("out"), force=True, reads=(tuned,))
 
 
 @pytest.mark.parametrize(("out", "held"), [(".", "the folder you work in"), ("..", "the folder you work in"),
