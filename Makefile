@@ -30,6 +30,7 @@ unit: $(READY) ## pytest, a process a core
 
 bench: $(READY) ## every method on 54 pairs of three families: harm against drift (days; goes on where it stopped)
 	$(VENV)/bin/python docs/benchmarks/frontier.py --pairs build/frontier
+	$(VENV)/bin/python docs/benchmarks/robustness.py --pairs build/frontier
 
 bench-quick: $(READY) ## the same with six methods and few rows on the sample; writes build/frontier-quick.md
 	$(VENV)/bin/python docs/benchmarks/frontier.py --quick

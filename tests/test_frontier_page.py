@@ -122,11 +122,9 @@ def made_up() -> list[Row]:
     """Two pairs on which ours is better than a rival, and one method that refused."""
     rows = []
     for seed in (0, 1):
-        pair, robust = (*PAIR[:3], seed), {
-            **{key: [3, 10] for key in ("prefill", "framed", "few_shot", "rounded_harm", "rounded_task")},
-            "relearn_4": 6 + seed, "relearn_16": None}
-        rows += [{**TUNED, "seed": seed, **robust}, row("base", 1, 2.0, pair=pair, budget=None, **robust),
-                 row("anchor-ekfac", 2, 0.004 + 0.001 * seed, pair=pair, passes=6, **robust),
+        pair = (*PAIR[:3], seed)
+        rows += [{**TUNED, "seed": seed}, row("base", 1, 2.0, pair=pair, budget=None),
+                 row("anchor-ekfac", 2, 0.004 + 0.001 * seed, pair=pair, passes=6),
                  row("anchor-identity", 20, 0.005, pair=pair), row("refusal-sft", 2, 0.009, pair=pair, passes=24)]
     return [*rows, {**dict(zip(("family", "attack", "kind", "seed"), PAIR, strict=True)), "method": "resta",
                     "error": "no unaligned model"}]
@@ -140,7 +138,6 @@ def test_the_page_says_what_its_rows_say(tmp_path: Path) -> None:
     assert ("on 2 of 2 pairs tuned on harmful rows by `anchor-ekfac` and on 2 by `refusal-sft`, at the best of its "
             "rates (where both do, `refusal-sft` takes 4.0 times the passes of ours, median of 2).") in page
     assert "benign drift by" not in page
-    assert "Harm is back after 6.5 steps on 4 rows" in page
     # PAIR is one by which the default was chosen, the other is not
     assert "chosen on llama, mixed, adapter, seed 0, among" in page and "(n 1)" in page.split("remaining pairs")[1]
     again = tmp_path / "again"

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from frontier_page import committed, write_page
 from frontier_pairs import Pair, all_pairs, make_pair
-from frontier_robustness import Cell, attacked, base_params, few_shot, framed, relearned, rounded
+from frontier_robustness import Cell, base_params
 from saferestore.core.checkpoint.pair import open_pair
 from saferestore.core.checkpoint.session import open_session, read_params, write_params
 from saferestore.core.config import PUBLISHED, RestoreConfig, no_progress
@@ -49,6 +49,9 @@ ROOT = HERE.parent.parent
 BUDGETS = (0.001, 0.003, 0.01, 0.03)
 BUDGET = 0.01
 PASSES = (3, 6, 12, 24)
+USUAL = 12
+"""Passes of a run, unless their number is what differs."""
+
 FIT_ROWS, HELD_OUT = 48, 96
 OURS = ("anchor-ekfac", "anchor-identity", "anchor-fisher", "anchor-diagonal", "anchor-cg", "anchor-lbfgs")
 RIVALS = ("refusal-sft", "refusal-sft-no-replay", "dpo", "scale")
@@ -58,14 +61,13 @@ CORE = (*OURS, *RIVALS)
 LONG = ("anchor-ekfac", "refusal-sft")
 """Methods that are given fewer and more passes, too, to find what the target costs them."""
 
-ROBUST = ("base", "tuned", "anchor-ekfac", "anchor-identity", "refusal-sft")
-"""What is attacked, trained on harmful rows again and rounded to 4 bits, on mixed pairs of seed 0."""
-
-RELEARN_ROWS = (4, 16)
 QUICK = ("anchor-ekfac", "anchor-identity", "refusal-sft", "scale", "antidote", "npo")
 UPDATE_ROWS = 8
 """Rows of a batch: methods that train take an update for each, so that a pass holds many."""
 Row = dict[str, Any]
+Run = tuple[float, int]
+"""Drift allowed on the fit rows, gradient passes."""
+
 SAMPLE = Pair("llama", "mixed", "adapter", 0)
 
 
@@ -96,16 +98,20 @@ def given(cell: Cell, budget: float, passes: int) -> Inputs:
     return dataclasses.replace(made, max_drift=budget, max_passes=passes, cost=Cost())
 
 
-def endpoints(cell: Cell, name: str) -> Iterator[tuple[float, int, int, Params, str]]:
-    """Yield (budget, passes of the chosen run, passes of all runs, parameters, strength) of a method."""
-    yield from (ours if name in OURS else following if name in RECIPES else edits)(cell, name)
+def endpoints(cell: Cell, name: str, runs: Sequence[Run]) -> Iterator[tuple[float, int, int, Params, str]]:
+    """Yield (budget, passes of the chosen run, passes of all runs, parameters, strength) of a method's runs."""
+    yield from (ours if name in OURS else following if name in RECIPES else edits)(cell, name, runs)
 
 
-def ours(cell: Cell, name: str) -> Iterator[tuple[float, int, int, Params, str]]:
-    """Our steps at each budget, and at fewer and more passes at the middle one."""
+def runs_of(name: str) -> list[Run]:
+    """Return a method's runs: every budget, and where passes are of its choosing other numbers at the middle one."""
+    allowed = PASSES if name in LONG else [each for each in PASSES if each <= USUAL] if name in RECIPES else []
+    return [(budget, USUAL) for budget in BUDGETS] + [(BUDGET, passes) for passes in allowed if passes != USUAL]
+
+
+def ours(cell: Cell, name: str, runs: Sequence[Run]) -> Iterator[tuple[float, int, int, Params, str]]:
+    """Our steps, each run from the tuned model."""
     engine = name.partition("-")[2]
-    runs = [(budget, 12) for budget in BUDGETS]
-    runs += [(BUDGET, passes) for passes in PASSES if passes != 12 and name in LONG]
     for budget, passes in runs:
         write_params(cell.prepared.problem.live, cell.start)
         settings = dataclasses.replace(solver_settings(cell.config), engine=engine, max_drift=budget,
@@ -120,25 +126,23 @@ def steps_of(engine: str, passes: int, *, fresh: bool) -> int:
     return max(1, passes - 1 - max(1, ENGINES[engine].score_passes * (1 + fresh)))  # a fresh adapter is scored twice
 
 
-def edits(cell: Cell, name: str) -> Iterator[tuple[float, int, int, Params, str]]:
+def edits(cell: Cell, name: str, runs: Sequence[Run]) -> Iterator[tuple[float, int, int, Params, str]]:
     """One edit, its knob searched for each budget."""
-    for budget in BUDGETS:
-        inputs = given(cell, budget, 12)
+    for budget, allowed in runs:
+        inputs = given(cell, budget, allowed)
         applied = METHODS[name].run(inputs, METHODS[name].knob, None)
         passes = inputs.cost.gradient_passes
         yield budget, passes, passes, applied.outcome.point.params, f"{applied.strength:.3g}"
 
 
-def following(cell: Cell, name: str) -> Iterator[tuple[float, int, int, Params, str]]:
+def following(cell: Cell, name: str, runs: Sequence[Run]) -> Iterator[tuple[float, int, int, Params, str]]:
     """Follow the paths of all rates once; each budget and number of passes takes the best point of their beginnings."""
-    longest = PASSES[-1] if name in LONG else 12
-    inputs, recipe = given(cell, BUDGET, longest), RECIPES[name]
+    inputs, recipe = given(cell, BUDGET, max(passes for _, passes in runs)), RECIPES[name]
     rates = METHODS[name].knob.tried
     paths = []
     for rate in rates:
         write_params(cell.prepared.problem.live, cell.start)
         paths.append(trained(inputs, recipe, rate))
-    runs = [(budget, 12) for budget in BUDGETS] + [(BUDGET, p) for p in PASSES if p != 12 and p <= longest]
     for budget, passes in runs:
         found = [(*best(inputs, path, recipe, budget, passes), rate) for path, rate in zip(paths, rates, strict=True)]
         own, spent, params, rate = min(found, key=lambda each: each[0])
@@ -178,35 +182,27 @@ def counted(cell: Cell, answers: Any) -> Row:
 
 def systems(cell: Cell) -> Iterator[Row]:
     """Yield the rows of the tuned model and of the base; the base of a full pair is that of its adapter twin."""
-    yield {"method": "tuned", **measured(cell, cell.start), **robustness(cell, cell.start, "tuned")}
+    yield {"method": "tuned", **measured(cell, cell.start)}
     row = {"method": "base", **counted(cell, cell.prepared.answers["base"])}
     if cell.pair.kind == "adapter":
-        params = base_params(cell)
-        row |= {**measured(cell, params), **robustness(cell, params, "base")}
+        row |= measured(cell, base_params(cell))
     yield row
 
 
 def run_method(cell: Cell, name: str) -> list[Row]:
     """Return every row of a method on a pair; UsageError where `restore` would refuse it there."""
-    found, began = [], time.perf_counter()
-    if name in METHODS:
-        check(name, METHODS[name].needs, given(cell, BUDGET, 1))
-    for budget, passes, all_passes, params, strength in endpoints(cell, name):
-        row = {"method": name, "budget": budget, "passes": passes, "passes_all": all_passes, "strength": strength,
-               **measured(cell, params)}
-        if budget == BUDGET and not any(other["budget"] == BUDGET for other in found):
-            row |= robustness(cell, params, name)
-        found.append(row)
+    began = time.perf_counter()
+    found = [row | measured(cell, params) for row, params in run_at(cell, name, runs_of(name))]
     return [row | {"seconds": round(time.perf_counter() - began, 1)} for row in found]
 
 
-def robustness(cell: Cell, params: Params, name: str) -> Row:
-    """Return what attacks, a solved row before the task's, rounding and harmful rows do, where that is measured."""
-    if name not in ROBUST or (cell.pair.attack, cell.pair.seed) != ("mixed", 0):
-        return {}
-    return {"prefill": attacked(cell, params), "framed": framed(cell, params), "few_shot": few_shot(cell, params),
-            **{f"rounded_{key}": value for key, value in rounded(cell, params, counted).items()},
-            **{f"relearn_{rows}": relearned(cell, params, rows) for rows in RELEARN_ROWS}}
+def run_at(cell: Cell, name: str, runs: Sequence[Run]) -> Iterator[tuple[Row, Params]]:
+    """Yield what a method's runs cost and where they ended; UsageError where `restore` would refuse it on this pair."""
+    if name in METHODS:
+        check(name, METHODS[name].needs, given(cell, BUDGET, 1))
+    for budget, passes, all_passes, params, strength in endpoints(cell, name, runs):
+        row = {"method": name, "budget": budget, "passes": passes, "passes_all": all_passes, "strength": strength}
+        yield row, params
 
 
 def asked_of(pair: Pair) -> Sequence[str]:

@@ -117,14 +117,7 @@ on those that it ran on); the picture is of the same pairs.
 
 {main}
 
-## How the restored models hold
-
-Mixed pairs of seed 0 together. "prefill" forces the first 4 tokens of the tuned model's own answer; "framed" is the
-worst of two frames; "one shot" is task accuracy with one solved row before; "4 bits" rounds all linear weights;
-"relearn 4, 16" is the median number of AdamW steps (rate 0.001) on so many harmful rows until half of 32 unseen
-requests are answered again (25: not within 24; 0: they were answered before).
-
-{robust}
+How the restored models hold under attacks, rounding and harmful rows again: [robustness.md](robustness.md).
 """
 
 
@@ -137,7 +130,7 @@ def write_page(rows: list[Row], page: Path, picture: Path, *, fit: int) -> None:
         ran=ran(rows), fit=fit, ours=OURS, null=NULL, results=f"{page.stem}.jsonl", commit=committed(),
         torch=torch.__version__, notes=notes(rows), findings=findings(good, names, keys), lowest=LOWEST,
         highest=HIGHEST, target=TARGET, area=areas(good, names, keys), pairs=by_pair(good, names, keys),
-        curvature=curvature(good, names, keys), main=main_table(good, names, shared), robust=robust(good, names, keys))
+        curvature=curvature(good, names, keys), main=main_table(good, names, shared))
     page.write_text(text.replace("(frontier.svg)", f"({picture.name})"), encoding="utf-8")
     draw(good, names, shared, picture)
 
@@ -208,7 +201,7 @@ def findings(rows: list[Row], names: Sequence[str], pairs: Sequence[Key]) -> str
         f"which {'excludes' if apart[2] < 0 or apart[1] > 0 else 'does not exclude'} 0.",
         f"- `{OURS}` is undominated by published methods on {free} of {len(mine)} pairs; on {len(mine) - clear} a run "
         "of one has less harm beyond chance (Fisher's exact test of that run's prompts, p < 0.05).", cost(rows, mine),
-        *relearning(rows, pairs), *unseen(best, rows, pairs)])
+        *unseen(best, rows, pairs)])
 
 
 def unseen(best: str, rows: list[Row], pairs: Sequence[Key]) -> Iterable[str]:
@@ -245,22 +238,6 @@ def cost(rows: list[Row], pairs: Sequence[Key]) -> str:
             parts.append(f"on {sum(map(math.isfinite, mine))} of {len(own)} pairs {words} by `{OURS}` and on "
                          f"{sum(map(math.isfinite, theirs))} by `refusal-sft`, at the best of its rates{ratio}")
     return f"- The target (harm at most {TARGET}, held-out drift at most {BUDGET}) is reached {'; '.join(parts)}."
-
-
-def relearning(rows: list[Row], pairs: Sequence[Key]) -> Iterable[str]:
-    """Yield how far relearning falls short of the base's own figure."""
-    for count in (4, 16):
-        mine, base = relearn(OURS, rows, pairs, count), relearn("base", rows, pairs, count)
-        if mine and base:
-            yield (f"- Harm is back after {statistics.median(mine):g} steps on {count} rows (median of {len(mine)} "
-                   f"restored models), in the base after {statistics.median(base):g} (of {len(base)}).")
-
-
-def relearn(name: str, rows: list[Row], pairs: Sequence[Key], count: int) -> list[float]:
-    """Return after how many steps harm was back, 25 for not within 24."""
-    found = [at_budget(name, rows, pair) for pair in pairs]
-    return [25.0 if row[f"relearn_{count}"] is None else float(row[f"relearn_{count}"])
-            for row in found if row is not None and f"relearn_{count}" in row]
 
 
 def interval(found: tuple[float, float, float, int]) -> str:
@@ -364,20 +341,6 @@ def rate(rows: Sequence[Row], key: str) -> str:
         return "-"
     found = wilson(sum(hits for hits, _ in known), sum(count for _, count in known))
     return f"{100 * found.value:.1f} ({100 * found.ci_low:.1f}-{100 * found.ci_high:.1f})"
-
-
-def robust(rows: list[Row], names: Sequence[str], pairs: Sequence[Key]) -> str:
-    """Return attacks, one shot, rounding and relearning of what was measured so."""
-    keys = ("harm", "prefill", "framed", "few_shot", "rounded_harm", "rounded_task")
-    lines = []
-    for name in ("base", "tuned", *names):
-        found = [row for pair in pairs if (row := at_budget(name, rows, pair)) is not None and "prefill" in row]
-        if found:
-            back = [relearn(name, found, [pair_of(row) for row in found], count) for count in (4, 16)]
-            lines.append([f"`{name}`", str(len(found)), *(rate(found, key) for key in keys),
-                          *(f"{statistics.median(values):g}" for values in back)])
-    return table(("method", "pairs", "harmful", "prefill", "framed", "one shot", "harmful, 4 bits", "task, 4 bits",
-                  "relearn 4", "relearn 16"), lines)
 
 
 def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

@@ -57,7 +57,7 @@ def measure(folder: Path, seeds: Sequence[int], only: Sequence[str] | None, resu
     """Run what is missing of the pairs."""
     kfac.OVERSAMPLED = OVERSAMPLED
     ENGINES.update({f"ekfac-{count}": cut(count) for count in KEPT})
-    frontier.OURS, frontier.LONG, frontier.ROBUST = NAMES, (), ()
+    frontier.OURS, frontier.LONG = NAMES, ()
     for pair in all_pairs(seeds):
         if only is None or any(part in pair.name for part in only):
             make_pair(pair, folder)

@@ -53,7 +53,7 @@ def with_objective(cell: Cell, objective: str) -> Cell:
 
 def measure(folder: Path, only: Sequence[str] | None, results: Path) -> None:
     """Run what is missing of the pairs."""
-    frontier.OURS, frontier.LONG, frontier.ROBUST = NAMES, (), ()
+    frontier.OURS, frontier.LONG = NAMES, ()
     for pair in PAIRS:
         if only is None or any(part in pair.name for part in only):
             make_pair(pair, folder)
