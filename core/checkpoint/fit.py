@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from peft import LoraConfig, inject_adapter_in_model
@@ -36,10 +37,31 @@ def three(names: Collection[str]) -> str:
 
 
 def linear_modules(model: PreTrainedModel) -> dict[str, nn.Module]:
-    """Return the modules LoRA can adapt, by name: linear layers and GPT-2's Conv1D, the output head left out."""
+    """Return the modules LoRA can adapt, by name: linear layers and GPT-2's Conv1D, the output head left out.
+
+    Routers of experts that are linear layers themselves give more than one tensor, and are left out, too.
+    """
     head = model.get_output_embeddings()
     return {name: module for name, module in model.named_modules()
-            if isinstance(module, nn.Linear | Conv1D) and module is not head}
+            if isinstance(module, nn.Linear | Conv1D) and module is not head and "Router" not in type(module).__name__}
+
+
+def adaptable_modules(model: PreTrainedModel) -> list[str]:
+    """Return the names of the linear modules that PEFT adapts where it is told to, the output head left out.
+
+    It takes names that experts had before they were merged for those of the merged experts, wherever they stand, and
+    refuses what Mamba's kernels use without calling it.
+
+    Args:
+        model: A skeleton; changed (PEFT's layers are put in).
+    """
+    wanted = list(linear_modules(model))
+    for part in sorted({name.rpartition(".")[2] for name in wanted}):
+        names = [re.escape(name) for name in wanted if name.rpartition(".")[2] == part]
+        with quiet(), suppress(ValueError):
+            inject_adapter_in_model(LoraConfig(target_modules="|".join(names)), model, low_cpu_mem_usage=True)
+    adapted = {name for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+    return [name for name in wanted if name in adapted]
 
 
 def check_adapter_fits(adapter: LoraAdapter, model: PreTrainedModel, adapter_folder: Path, base_folder: Path) -> None:
