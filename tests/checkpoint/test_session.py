@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,21 @@ def test_weights_that_are_merged_while_loading_cannot_be_blended_and_say_so(tmp_
     assert torch.allclose(logits(session.adapter().model), plain_logits(full), atol=1e-6)
     with pytest.raises(MismatchError, match="cannot be interpolated"), session.blend(0.5):
         pass
+    with pytest.raises(MismatchError, match="cannot be interpolated"):
+        open_session(session.pair, between=True)  # before anything is loaded
+
+
+def test_weights_that_are_not_in_memory_cannot_be_blended_and_say_so(saved: Saved) -> None:
+    session = _session(saved, "full", between=True)
+    session.adapter().model.get_base_model().model.norm.to("meta")
+    with pytest.raises(MismatchError, match="1 weights are not in memory, e.g. model.norm"), session.blend(0.5):
+        pass
+    session.placement = replace(session.placement, load_in="4bit")
+    with pytest.raises(MismatchError, match="--load-in 4bit"):
+        session.check_blend()
+    adapted = _session(saved, "adapter")
+    adapted.placement = session.placement
+    adapted.check_blend()
 
 
 @pytest.mark.parametrize("kind", KINDS)
