@@ -14,13 +14,16 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ..errors import MismatchError
-from .adapter import LoraAdapter, Warnings
+from .adapter import LoraAdapter, Warnings, merge_command
 from .quiet import quiet
 from .safetensors_files import TensorInfo
 
 TRAINED_ON = "give the base that the adapter was trained on"
 BUFFERS = re.compile(r"(rotary_emb\.inv_freq|\.attn\.bias|\.attn\.masked_bias|\.position_ids)$")
 """Tensors that older versions of transformers saved and that no model reads."""
+
+EXPERT = re.compile(r"\.experts\.\d+\.")
+"""A module of one expert, as transformers had them before version 5."""
 
 EMBEDDING = re.compile(r"(^|\.)(embed_tokens|embed_in|wte|word_embeddings|lm_head|embed_out)\.(weight|bias)$")
 HEAD = re.compile(r"^(lm_head|embed_out)\.weight$")
@@ -82,7 +85,8 @@ def check_adapter_fits(adapter: LoraAdapter, model: PreTrainedModel, adapter_fol
     if unknown:
         raise MismatchError(f"{len(unknown)} of {len(adapter.factors)} adapted modules are not in the base: "
                             f"{three(unknown)}; the base has: {three(linear_modules(model))} - {where}",
-                            hint=TRAINED_ON)
+                            hint=f"its experts are merged into one parameter by now: {merge_command(adapter_folder)}"
+                            if all(map(EXPERT.search, unknown)) else TRAINED_ON)
     expected = _adapted_modules(adapter_folder, model)
     absent = set(expected) - set(adapter.factors)
     left_over = set(adapter.factors) - set(expected)
