@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from peft import PEFT_TYPE_TO_TUNER_MAPPING, PeftType
+from peft import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file
 from torch import Tensor
@@ -126,8 +126,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise MismatchError(f"unreadable adapter settings - {file}", hint="give the folder PEFT saved") from error
     if kind != "LORA":
-        tuner = PEFT_TYPE_TO_TUNER_MAPPING.get(PeftType.__members__.get(kind))
-        _refuse_form(folder, f"the adapter is {kind}, not LoRA", mergeable=hasattr(tuner, "merge_and_unload"))
+        tuners = {str(known.value): tuner for known, tuner in PEFT_TYPE_TO_TUNER_MAPPING.items()}
+        _refuse_form(folder, f"the adapter is {kind}, not LoRA", mergeable=hasattr(tuners.get(kind), "merge_and_unload"))
     for key, reason in SETTINGS_WITHOUT_LORA_FORM.items():
         if config.get(key):
             _refuse_form(folder, reason, mergeable=key not in UNMERGEABLE)
