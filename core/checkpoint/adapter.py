@@ -127,7 +127,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise MismatchError(f"unreadable adapter settings - {file}", hint="give the folder PEFT saved") from error
     if kind != "LORA":
         tuners = {str(known.value): tuner for known, tuner in PEFT_TYPE_TO_TUNER_MAPPING.items()}
-        _refuse_form(folder, f"the adapter is {kind}, not LoRA", mergeable=hasattr(tuners.get(kind), "merge_and_unload"))
+        merging = hasattr(tuners.get(kind), "merge_and_unload")
+        _refuse_form(folder, f"the adapter is {kind}, not LoRA", mergeable=merging)
     for key, reason in SETTINGS_WITHOUT_LORA_FORM.items():
         if config.get(key):
             _refuse_form(folder, reason, mergeable=key not in UNMERGEABLE)

@@ -18,7 +18,7 @@ from ..errors import MismatchError
 from .fit import weights_in_files
 from .loading import read_model_config, skeleton
 from .pair import CheckpointPair
-from .safetensors_files import iter_tensors, read_headers, weight_files
+from .safetensors_files import as_named, iter_tensors, read_headers, weight_files
 
 
 @contextmanager
@@ -70,11 +70,12 @@ def _targets(model: nn.Module, pair: CheckpointPair) -> dict[str, Tensor]:
 
 
 def _move(targets: dict[str, Tensor], folder: Path, alpha: float) -> None:
+    names = as_named(read_headers(folder), targets)
     with torch.no_grad():
         for number, (name, tensor) in enumerate(iter_tensors(weight_files(folder))):
-            if name not in targets:  # a tied copy, or a buffer of an older version
+            if names[name] not in targets:  # a tied copy, or a buffer of an older version
                 continue
-            p = targets[name]
+            p = targets[names[name]]
             wide = torch.promote_types(p.dtype, torch.float32)
             # lerp is exact at both ends, a weighted sum is not.
             between = torch.lerp(p.to(wide), tensor.to(p.device, wide), alpha)

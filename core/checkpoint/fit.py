@@ -119,21 +119,26 @@ def _refuse_other_widths(adapter: LoraAdapter, modules: Mapping[str, LoraLayer],
                                 hint=TRAINED_ON)
 
 
-def check_same_tensors(base: Mapping[str, TensorInfo], tuned: Mapping[str, TensorInfo], tied: Collection[str],
-                       base_folder: Path) -> None:
+def check_same_tensors(base: Mapping[str, TensorInfo], tuned: Mapping[str, TensorInfo], model: PreTrainedModel, *,
+                       tied: bool, base_folder: Path) -> None:
     """Refuse two full checkpoints whose tensors differ in name or shape.
 
     Args:
-        base: Headers of the base.
+        base: Headers of the base, by the names of the tuned checkpoint's (`as_named`).
         tuned: Headers of the tuned checkpoint.
-        tied: Names that both models tie to another tensor, so that a file may hold them or not.
+        model: The skeleton of both; what it does not read, as layers that predict further tokens, may differ.
+        tied: Whether both tie the head to the embedding, so that a file may hold it or not.
         base_folder: For hints.
 
     Raises:
         MismatchError: Names on one side only (three of each), or a tensor of two shapes. An untied head and a resized
             vocabulary are told apart: the base itself can be made to fit them.
     """
-    left, right = ({n for n in side if n not in tied and not BUFFERS.search(n)} for side in (base, tuned))
+    unread = [BUFFERS, *map(re.compile, model._keys_to_ignore_on_load_unexpected or ())]
+    optional = set(model.all_tied_weights_keys) if tied else set()
+    shared = set(base) & set(tuned)
+    left, right = ({n for n in side if n not in optional and (n in shared or not any(p.search(n) for p in unread))}
+                   for side in (base, tuned))
     if right - left and not left - right and all(map(HEAD.search, right - left)):
         raise MismatchError(f"the head was untied: only the tuned checkpoint has {three(right - left)}",
                             hint="save the base untied: " + _base_command(base_folder, "untied", UNTIE))

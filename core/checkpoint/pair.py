@@ -26,7 +26,7 @@ from .fit import (
 from .loading import has_tokenizer, load_tokenizer, read_model_config, skeleton
 from .recorded_base import check_recorded_base, find_base
 from .reference import Reference, locate, parse_reference, shown
-from .safetensors_files import TensorInfo, read_headers, weight_files
+from .safetensors_files import TensorInfo, as_named, read_headers, weight_files
 
 
 @dataclass(frozen=True)
@@ -155,8 +155,9 @@ def _full_pair(found: _Found, rank: int, read_weights: bool, progress: Progress)
     headers, tuned_headers = read_headers(found.base_dir), read_headers(found.tuned_dir)
     model = skeleton(tuned_config, found.tuned_dir)
     tie = config.tie_word_embeddings and tuned_config.tie_word_embeddings
-    check_same_tensors(headers, tuned_headers, tuple(model.all_tied_weights_keys) if tie else (),
-                       found.base_dir)
+    names = as_named(headers, tuned_headers)
+    check_same_tensors({names[name]: info for name, info in headers.items()}, tuned_headers, model, tied=tie,
+                       base_folder=found.base_dir)
     check_config_fits(model, tuned_headers, found.tuned_dir)
     tokenizers, warnings = _tokenizers(found, tuned_config)
     reader = FactReader(read_weights, progress, tokenizers)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..checkpoint.loading import SAFETENSORS_DTYPES
 from ..checkpoint.pair import CheckpointPair
-from ..checkpoint.safetensors_files import AGAIN, TensorInfo, read_headers
+from ..checkpoint.safetensors_files import AGAIN, TensorInfo, as_named, read_headers
 from ..config import Progress, no_progress
 from ..errors import MismatchError
 
@@ -93,21 +93,22 @@ def _core_moments(a: Tensor, b: Tensor) -> tuple[float, float]:
 
 def _full(pair: CheckpointPair, progress: Progress) -> list[ModuleDelta]:
     base, tuned = _Files(read_headers(pair.base_dir)), _Files(read_headers(pair.tuned_dir))
+    others = as_named(base.headers, tuned.headers)
     names = sorted(name for name, info in base.headers.items()
-                   if name in tuned.headers and info.dtype in SAFETENSORS_DTYPES)
+                   if others[name] in tuned.headers and info.dtype in SAFETENSORS_DTYPES)
     found = []
     for done, name in enumerate(names):
         progress("changes by module", done, len(names))
         shape = base.headers[name].shape
-        found.append(_delta(name, shape, _moments(base, tuned, name), min(shape, default=1)))
+        found.append(_delta(name, shape, _moments(base, tuned, name, others[name]), min(shape, default=1)))
     progress("changes by module", len(names), len(names))
     return found
 
 
-def _moments(base: _Files, tuned: _Files, name: str) -> Moments:
+def _moments(base: _Files, tuned: _Files, name: str, other: str) -> Moments:
     """Go through one tensor of both files piece by piece along its longer side."""
     change, size, gram = 0.0, 0.0, None
-    for old, new in zip(base.pieces(name), tuned.pieces(name), strict=True):
+    for old, new in zip(base.pieces(name), tuned.pieces(other), strict=True):
         wide = torch.promote_types(torch.promote_types(old.dtype, new.dtype), torch.float32)
         moved = new.to(wide) - old.to(wide)
         change, size = change + _square(moved), size + _square(old)

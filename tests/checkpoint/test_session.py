@@ -13,11 +13,12 @@ from saferestore.core.checkpoint.loading import load_model, load_tokenizer
 from saferestore.core.checkpoint.pair import open_pair
 from saferestore.core.checkpoint.session import Session, leaf_names, open_session, read_params, write_params
 from saferestore.core.errors import MismatchError, SaferestoreError
+from saferestore.core.geometry.delta import deltas
 from torch import nn
 from transformers import LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from .conftest import Saved
-from .tiny import IDS, SHAPE, llama, logits, peft_logits, plain_logits, save_base
+from .tiny import IDS, SHAPE, deepseek, edit_tensors, gpt2, llama, logits, peft_logits, plain_logits, save_base
 
 KINDS = ("adapter", "full")
 
@@ -63,6 +64,30 @@ def test_a_blend_is_exact_at_both_ends_and_leaves_no_trace(family: Saved, kind: 
     assert torch.equal(found, plain_logits(family.base) if alpha else before)
     assert torch.equal(logits(live.model), before)
     assert all(torch.equal(leaf, params[name]) for name, leaf in live.leaves.items())
+
+
+def test_a_base_that_was_saved_without_its_head_is_blended_to_like_any(tmp_path: Path) -> None:
+    base, full = save_base(tmp_path / "base", gpt2), save_base(tmp_path / "full", gpt2, seed=5)
+    wanted = plain_logits(base)
+    edit_tensors(base / "model.safetensors",  # as GPT-2's own files are
+                 lambda tensors: {name.removeprefix("transformer."): t for name, t in tensors.items()})
+    pair = open_pair(str(base), str(full))
+    with open_session(pair, between=True).blend(1.0) as blended:
+        assert torch.equal(logits(blended.model), wanted)
+    twin = save_base(tmp_path / "twin", gpt2)
+    assert [d.norm for d in deltas(pair)] == pytest.approx(
+        [d.norm for d in deltas(open_pair(str(twin), str(full)))], rel=1e-6)
+
+
+def test_layers_that_no_model_reads_may_be_in_one_checkpoint_alone(tmp_path: Path) -> None:
+    base, full = save_base(tmp_path / "base", deepseek), save_base(tmp_path / "full", deepseek, seed=5)
+    edit_tensors(base / "model.safetensors",  # predicts a token further, and is lost when a model is saved
+                 lambda tensors: tensors | {"model.layers.61.eh_proj.weight": torch.zeros(16, 32)})
+    with open_session(open_pair(str(base), str(full))).base() as model:
+        assert torch.equal(logits(model), plain_logits(base))
+    edit_tensors(base / "model.safetensors", lambda tensors: tensors | {"model.layers.60.eh_proj.weight": IDS.float()})
+    with pytest.raises(MismatchError, match="only in the base model.layers.60.eh_proj.weight"):
+        open_pair(str(base), str(full))
 
 
 def test_a_blend_between_moves_every_weight_by_that_share(family: Saved) -> None:

@@ -16,8 +16,6 @@ from saferestore.core.checkpoint.writer import base_name, reload_error, write_ad
 from saferestore.core.errors import MismatchError, NumericalError
 from safetensors import safe_open
 from transformers import (
-    DeepseekV3Config,
-    DeepseekV3ForCausalLM,
     Llama4ForCausalLM,
     Llama4TextConfig,
     MambaConfig,
@@ -26,7 +24,18 @@ from transformers import (
 )
 
 from .conftest import Saved
-from .tiny import IDS, SHAPE, edit_json, edit_tensors, logits, peft_logits, plain_logits, save_adapter, save_base
+from .tiny import (
+    IDS,
+    SHAPE,
+    deepseek,
+    edit_json,
+    edit_tensors,
+    logits,
+    peft_logits,
+    plain_logits,
+    save_adapter,
+    save_base,
+)
 
 KINDS = ("adapter", "full")
 
@@ -120,13 +129,6 @@ def test_an_adapter_that_is_not_finite_is_never_written(saved: Saved, tmp_path: 
     assert list(tmp_path.iterdir()) == []
 
 
-def _deepseek() -> PreTrainedModel:
-    return DeepseekV3ForCausalLM(DeepseekV3Config(
-        **SHAPE | {"num_key_value_heads": 2}, first_k_dense_replace=1, q_lora_rank=6, kv_lora_rank=6,
-        qk_nope_head_dim=4, qk_rope_head_dim=4, v_head_dim=4, n_routed_experts=4, num_experts_per_tok=2, n_group=1,
-        topk_group=1))
-
-
 def _llama4() -> PreTrainedModel:
     return Llama4ForCausalLM(Llama4TextConfig(**SHAPE, head_dim=8, intermediate_size_mlp=24, num_local_experts=2))
 
@@ -136,7 +138,7 @@ def _mamba() -> PreTrainedModel:
 
 
 @pytest.mark.parametrize(("make", "left_out", "taken"), [
-    (_deepseek, ("gate_proj", "up_proj", "down_proj"), "kv_b_proj"),  # PEFT takes these names for those of experts
+    (deepseek, ("gate_proj", "up_proj", "down_proj"), "kv_b_proj"),  # PEFT takes these names for those of experts
     (_llama4, ("router",), "down_proj"),  # gives a pair
     (_mamba, ("out_proj",), "in_proj"),  # PEFT refuses it: kernels use its weight without calling it
 ])
