@@ -34,7 +34,8 @@ class ModuleDelta:
         tensor: Its name in the base's files.
         shape: As stored.
         norm: Frobenius norm of the change.
-        relative_norm: The same over the norm of the base's weight; None where that is zero.
+        relative_norm: The same over the norm of the base's weight; None where that is zero,
+            or its file has another name for it.
         effective_rank: (sum s^2)^2 / sum s^4 over the singular values s of the change (the participation ratio: r for
             r equal singular values); None for what is no matrix or did not change.
         rank_limit: Most that the effective rank could be.
@@ -76,10 +77,11 @@ def _adapter(pair: CheckpointPair, progress: Progress) -> list[ModuleDelta]:
     for done, (module, (a, b)) in enumerate(sorted(pair.adapter.factors.items())):
         progress("changes by module", done, len(pair.adapter.factors))
         name = base.named(f"{module}.weight")
-        size = sum(_square(piece) for piece in base.pieces(name))
+        known = name in base.headers
+        size = sum(_square(piece) for piece in base.pieces(name)) if known else 0.0
         fourth, change = _core_moments(a, b)
-        found.append(_delta(name, base.headers[name].shape, Moments(change, size, fourth),
-                            pair.adapter.source_ranks[module]))
+        found.append(_delta(name, base.headers[name].shape if known else (b.shape[0], a.shape[1]),
+                            Moments(change, size, fourth), pair.adapter.source_ranks[module]))
     progress("changes by module", len(found), len(found))
     return found
 
