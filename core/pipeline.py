@@ -330,7 +330,7 @@ def compare(config: CompareConfig, out: Path | None = None, *, plots: Path | Non
         sets = read_sets(config)
         pair = open_pair(config.base, config.tuned, offline=config.offline, force=config.force, progress=progress)
         session = open_session(pair, dtype=config.dtype, device=config.device, device_map=config.device_map,
-                               max_memory=config.max_memory, seed=config.seed)
+                               max_memory=config.max_memory, seed=config.seed, between=True)
     with clock.stage("changes"):
         changes = deltas(pair, progress=progress)
     with clock.stage("answer"):

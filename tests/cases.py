@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from transformers import (
     AttentionInterface,
     AttentionMaskInterface,
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -85,6 +87,12 @@ def _opt() -> nn.Module:
                                     activation_function="gelu", attn_implementation="float64"))
 
 
+def _deepseek() -> nn.Module:
+    return _in_float64(DeepseekV3ForCausalLM(DeepseekV3Config(
+        **{**_SHAPE, "num_key_value_heads": 2}, first_k_dense_replace=2, q_lora_rank=6, kv_lora_rank=6,
+        qk_nope_head_dim=4, qk_rope_head_dim=4, v_head_dim=4)))
+
+
 @dataclass(frozen=True)
 class Family:
     """How a kind of model is made, and which of its modules take adapters."""
@@ -104,8 +112,11 @@ FAMILIES: dict[str, Family] = {
 }
 
 ODD = {"opt": Family(_opt, ("q_proj", "v_proj"), ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")),
-       "head": Family(_llama, ("lm_head",), ("q_proj", "lm_head"))}
-"""MLPs that see the tokens of all rows in a line; an adapted vocabulary projection, which sees few of them."""
+       "head": Family(_llama, ("lm_head",), ("q_proj", "lm_head")),
+       "deepseek": Family(_deepseek, ("kv_b_proj",), ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj",
+                                                      "o_proj"))}
+"""MLPs that see the tokens of all rows in a line; an adapted vocabulary projection, which sees few of them; keys and
+values of latent attention, which are projected with an axis for their heads."""
 
 
 def live_model(family: str = "llama", *, seed: int = 0, every_module: bool = False, rank: int = 2,

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from peft import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file
 from torch import Tensor
@@ -53,8 +54,15 @@ TENSORS_WITHOUT_LORA_FORM: dict[str, str] = {
 }
 """Parts of tensor names that say what a tensor is that no plain adapter has."""
 
-UNMERGEABLE = {"alora_invocation_tokens", "arrow_config", "monteclora_config", "lora_bias"}
+UNMERGEABLE = {"alora_invocation_tokens", "arrow_config", "monteclora_config", "lora_bias", "layer_replication"}
 """Settings that PEFT cannot merge into a base either (lora_bias: where the base has no biases)."""
+
+OFTEN_TIED = {"lora_embedding_", "embed_tokens", ".base_layer."}
+"""Parts of tensor names of embeddings and heads: merged where the two are tied, a change of one would move both."""
+
+UNTIE = ("import torch; b = m.get_base_model(); h = b.get_output_embeddings(); h = getattr(h, 'base_layer', h); "
+         "h.weight = torch.nn.Parameter(h.weight.detach().clone()); "
+         "b.config.get_text_config().tie_word_embeddings = b.config.tie_word_embeddings = False; ")
 
 INITIALISATIONS_KEEPING_THE_BASE = (True, False, None, "true", "false", "gaussian", "eva", "orthogonal", "mica")
 """Values of init_lora_weights under which the base's own weights are left alone.
@@ -90,18 +98,19 @@ def is_adapter(folder: Path) -> bool:
     return (folder / CONFIG_FILE).is_file()
 
 
-def merge_command(folder: Path) -> str:
+def merge_command(folder: Path, *, untied: bool = False) -> str:
     """Return the command that turns an adapter of any kind into a full checkpoint beside it.
 
     Args:
         folder: The adapter's.
+        untied: Give the head weights of its own before.
 
     Returns:
         A shell command, and what to give then.
     """
+    merged = f"m = M.from_pretrained('{folder}'); {UNTIE}m" if untied else f"M.from_pretrained('{folder}')"
     return (f'python -c "from peft import AutoPeftModelForCausalLM as M; '
-            f"M.from_pretrained('{folder}').merge_and_unload().save_pretrained('{folder}-merged')\""
-            f" and give {folder}-merged")
+            f"{merged}.merge_and_unload().save_pretrained('{folder}-merged')\" and give {folder}-merged")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -117,7 +126,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise MismatchError(f"unreadable adapter settings - {file}", hint="give the folder PEFT saved") from error
     if kind != "LORA":
-        _refuse_form(folder, f"the adapter is {kind}, not LoRA")
+        tuners = {str(known.value): tuner for known, tuner in PEFT_TYPE_TO_TUNER_MAPPING.items()}
+        merging = hasattr(tuners.get(kind), "merge_and_unload")
+        _refuse_form(folder, f"the adapter is {kind}, not LoRA", mergeable=merging)
     for key, reason in SETTINGS_WITHOUT_LORA_FORM.items():
         if config.get(key):
             _refuse_form(folder, reason, mergeable=key not in UNMERGEABLE)
@@ -127,8 +138,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _refuse_form(folder: Path, reason: str, *, mergeable: bool = True) -> NoReturn:
-    hint = f"merge it first: {merge_command(folder)}" if mergeable else "train or convert it as a plain LoRA adapter"
+def _refuse_form(folder: Path, reason: str, *, mergeable: bool = True, untied: bool = False) -> NoReturn:
+    command = merge_command(folder, untied=untied)
+    hint = f"merge it first: {command}" if mergeable else "train or convert it as a plain LoRA adapter"
     raise MismatchError(f"no exact LoRA form: {reason} - {folder}", hint=hint)
 
 
@@ -204,7 +216,7 @@ def _refuse_other_tensors(names: Iterable[str], file: Path, config: Mapping[str,
         named = [n for n in other if part in n]
         if named:
             _refuse_form(file.parent, f"{named[0]} is {what} (bias={config.get('bias', 'none')})"
-                                if "bias" in part else f"{named[0]} is {what}")
+                                if "bias" in part else f"{named[0]} is {what}", untied=part in OFTEN_TIED)
     raise MismatchError(f"keys not of PEFT's form: {', '.join(other[:3])} (expected {KEY_PREFIX}MODULE.lora_A.weight)"
                         f" - {file}", hint="save the adapter with model.save_pretrained of PEFT")
 

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import MismatchError
+from .fit import weights_in_files
+from .loading import read_model_config, skeleton
 from .pair import CheckpointPair
-from .safetensors_files import iter_tensors, read_headers, weight_files
+from .safetensors_files import as_named, iter_tensors, read_headers, weight_files
 
 
 @contextmanager
@@ -26,6 +28,10 @@ def blended_weights(model: nn.Module, pair: CheckpointPair, alpha: float) -> Ite
     Does nothing for a pair of kind `lora`, whose frozen weights are the base's. A few copies of one tensor in 32 bits
     at most are in memory beside the model. Weights of 16 bits are rounded at random (`rounded`), the same at every
     call on one kind of device.
+
+    Yields:
+        Nothing. MismatchError: parameters that are not in memory as their files have them (merged or renamed while
+        loading, quantised, offloaded).
     """
     if pair.kind == "lora":
         yield
@@ -38,6 +44,16 @@ def blended_weights(model: nn.Module, pair: CheckpointPair, alpha: float) -> Ite
         _move(targets, pair.tuned_dir, 1.0)
 
 
+def check_blend(pair: CheckpointPair) -> None:
+    """Refuse a full pair that `blended_weights` cannot move, from headers alone.
+
+    Raises:
+        MismatchError: Parameters that are merged or renamed while they are loaded.
+    """
+    folder = pair.tuned_dir
+    weights_in_files(skeleton(read_model_config(folder), folder), read_headers(folder), folder)
+
+
 def _targets(model: nn.Module, pair: CheckpointPair) -> dict[str, Tensor]:
     """Return the parameter of each tensor of the files, by the tensor's name, each parameter once.
 
@@ -45,24 +61,21 @@ def _targets(model: nn.Module, pair: CheckpointPair) -> dict[str, Tensor]:
         MismatchError: Parameters that are not in memory as their files have them (merged while loading, quantised,
             offloaded).
     """
-    named = {name.replace(".base_layer.", "."): p for name, p in model.named_parameters() if ".lora_" not in name}
-    headers, prefix = read_headers(pair.tuned_dir), f"{getattr(model, 'base_model_prefix', '')}."
-    # A checkpoint may have been saved without its head, and so without the name of the model's body.
-    files = {name: name if name in headers else name.removeprefix(prefix) for name in named}
-    lost = [name for name, p in named.items() if files[name] not in headers or p.is_meta
-            or headers[files[name]].shape != tuple(p.shape)]
-    if lost:
-        raise MismatchError(f"{len(lost)} weights cannot be interpolated from disk, e.g. {lost[0]} - {pair.tuned_dir}",
-                            hint="use a model held whole and unquantised in memory, or --no-controls")
-    return {files[name]: p for name, p in named.items()}
+    found = weights_in_files(model, read_headers(pair.tuned_dir), pair.tuned_dir)
+    away = [name for name, p in found.items() if p.is_meta]
+    if away:
+        raise MismatchError(f"{len(away)} weights are not in memory, e.g. {away[0]} - {pair.tuned_dir}",
+                            hint="use a model held whole and unquantised in memory")
+    return found
 
 
 def _move(targets: dict[str, Tensor], folder: Path, alpha: float) -> None:
+    names = as_named(read_headers(folder), targets)
     with torch.no_grad():
         for number, (name, tensor) in enumerate(iter_tensors(weight_files(folder))):
-            if name not in targets:  # a tied copy, or a buffer of an older version
+            if names[name] not in targets:  # a tied copy, or a buffer of an older version
                 continue
-            p = targets[name]
+            p = targets[names[name]]
             wide = torch.promote_types(p.dtype, torch.float32)
             # lerp is exact at both ends, a weighted sum is not.
             between = torch.lerp(p.to(wide), tensor.to(p.device, wide), alpha)

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
-from torch import nn
+from torch import Tensor, nn
 from transformers.modeling_utils import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ..errors import MismatchError
-from .adapter import LoraAdapter, Warnings
+from .adapter import LoraAdapter, Warnings, merge_command
 from .quiet import quiet
 from .safetensors_files import TensorInfo
 
 TRAINED_ON = "give the base that the adapter was trained on"
 BUFFERS = re.compile(r"(rotary_emb\.inv_freq|\.attn\.bias|\.attn\.masked_bias|\.position_ids)$")
 """Tensors that older versions of transformers saved and that no model reads."""
+
+EXPERT = re.compile(r"\.experts\.\d+\.")
+"""A module of one expert, as transformers had them before version 5."""
 
 EMBEDDING = re.compile(r"(^|\.)(embed_tokens|embed_in|wte|word_embeddings|lm_head|embed_out)\.(weight|bias)$")
 HEAD = re.compile(r"^(lm_head|embed_out)\.weight$")
@@ -36,10 +40,31 @@ def three(names: Collection[str]) -> str:
 
 
 def linear_modules(model: PreTrainedModel) -> dict[str, nn.Module]:
-    """Return the modules LoRA can adapt, by name: linear layers and GPT-2's Conv1D, the output head left out."""
+    """Return the modules LoRA can adapt, by name: linear layers and GPT-2's Conv1D, the output head left out.
+
+    Routers of experts that are linear layers themselves give more than one tensor, and are left out, too.
+    """
     head = model.get_output_embeddings()
     return {name: module for name, module in model.named_modules()
-            if isinstance(module, nn.Linear | Conv1D) and module is not head}
+            if isinstance(module, nn.Linear | Conv1D) and module is not head and "Router" not in type(module).__name__}
+
+
+def adaptable_modules(model: PreTrainedModel) -> list[str]:
+    """Return the names of the linear modules that PEFT adapts where it is told to, the output head left out.
+
+    It takes names that experts had before they were merged for those of the merged experts, wherever they stand, and
+    refuses what Mamba's kernels use without calling it.
+
+    Args:
+        model: A skeleton; changed (PEFT's layers are put in).
+    """
+    wanted = list(linear_modules(model))
+    for part in sorted({name.rpartition(".")[2] for name in wanted}):
+        names = [re.escape(name) for name in wanted if name.rpartition(".")[2] == part]
+        with quiet(), suppress(ValueError):
+            inject_adapter_in_model(LoraConfig(target_modules="|".join(names)), model, low_cpu_mem_usage=True)
+    adapted = {name for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+    return [name for name in wanted if name in adapted]
 
 
 def check_adapter_fits(adapter: LoraAdapter, model: PreTrainedModel, adapter_folder: Path, base_folder: Path) -> None:
@@ -60,7 +85,8 @@ def check_adapter_fits(adapter: LoraAdapter, model: PreTrainedModel, adapter_fol
     if unknown:
         raise MismatchError(f"{len(unknown)} of {len(adapter.factors)} adapted modules are not in the base: "
                             f"{three(unknown)}; the base has: {three(linear_modules(model))} - {where}",
-                            hint=TRAINED_ON)
+                            hint=f"its experts are merged into one parameter by now: {merge_command(adapter_folder)}"
+                            if all(map(EXPERT.search, unknown)) else TRAINED_ON)
     expected = _adapted_modules(adapter_folder, model)
     absent = set(expected) - set(adapter.factors)
     left_over = set(adapter.factors) - set(expected)
@@ -93,21 +119,26 @@ def _refuse_other_widths(adapter: LoraAdapter, modules: Mapping[str, LoraLayer],
                                 hint=TRAINED_ON)
 
 
-def check_same_tensors(base: Mapping[str, TensorInfo], tuned: Mapping[str, TensorInfo], tied: Collection[str],
-                       base_folder: Path) -> None:
+def check_same_tensors(base: Mapping[str, TensorInfo], tuned: Mapping[str, TensorInfo], model: PreTrainedModel, *,
+                       tied: bool, base_folder: Path) -> None:
     """Refuse two full checkpoints whose tensors differ in name or shape.
 
     Args:
-        base: Headers of the base.
+        base: Headers of the base, by the names of the tuned checkpoint's (`as_named`).
         tuned: Headers of the tuned checkpoint.
-        tied: Names that both models tie to another tensor, so that a file may hold them or not.
+        model: The skeleton of both; what it does not read, as layers that predict further tokens, may differ.
+        tied: Whether both tie the head to the embedding, so that a file may hold it or not.
         base_folder: For hints.
 
     Raises:
         MismatchError: Names on one side only (three of each), or a tensor of two shapes. An untied head and a resized
             vocabulary are told apart: the base itself can be made to fit them.
     """
-    left, right = ({n for n in side if n not in tied and not BUFFERS.search(n)} for side in (base, tuned))
+    unread = [BUFFERS, *map(re.compile, model._keys_to_ignore_on_load_unexpected or ())]
+    optional = set(model.all_tied_weights_keys) if tied else set()
+    shared = set(base) & set(tuned)
+    left, right = ({n for n in side if n not in optional and (n in shared or not any(p.search(n) for p in unread))}
+                   for side in (base, tuned))
     if right - left and not left - right and all(map(HEAD.search, right - left)):
         raise MismatchError(f"the head was untied: only the tuned checkpoint has {three(right - left)}",
                             hint="save the base untied: " + _base_command(base_folder, "untied", UNTIE))
@@ -151,6 +182,30 @@ def check_config_fits(model: PreTrainedModel, headers: Mapping[str, TensorInfo],
         if name in headers and headers[name].shape != tuple(tensor.shape):
             raise MismatchError(f"{name} has shape {headers[name].shape}, config.json says {tuple(tensor.shape)}"
                                 f" - {folder}", hint="config.json and the weights belong to different checkpoints")
+
+
+def weights_in_files(model: nn.Module, headers: Mapping[str, TensorInfo], folder: Path) -> dict[str, Tensor]:
+    """Return the parameter of each tensor of the weight files, by the tensor's name, each parameter once.
+
+    Args:
+        model: Loaded from them, an adapter inside or not, or their skeleton.
+        headers: Of the weight files.
+        folder: For messages.
+
+    Raises:
+        MismatchError: Parameters that are not in memory as their files have them (merged or renamed while loading,
+            quantised).
+    """
+    named = {name.replace(".base_layer.", "."): p for name, p in model.named_parameters() if ".lora_" not in name}
+    prefix = f"{getattr(model, 'base_model_prefix', '')}."
+    # A checkpoint may have been saved without its head, and so without the name of the model's body.
+    files = {name: name if name in headers else name.removeprefix(prefix) for name in named}
+    lost = [name for name, p in named.items()
+            if files[name] not in headers or headers[files[name]].shape != tuple(p.shape)]
+    if lost:
+        raise MismatchError(f"{len(lost)} weights cannot be interpolated from disk, e.g. {lost[0]} - {folder}",
+                            hint="give the change as a LoRA adapter; restore works without --train")
+    return {files[name]: p for name, p in named.items()}
 
 
 def check_vocabularies(base: Mapping[str, int], tuned: Mapping[str, int], rows: int) -> Warnings:

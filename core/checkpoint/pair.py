@@ -16,11 +16,17 @@ from ..errors import MismatchError, UsageError
 from .adapter import WEIGHTS_FILE, LoraAdapter, Warnings, is_adapter, merge_command, read_adapter
 from .factors import balanced, servable_rank
 from .facts import CheckpointFacts, FactReader
-from .fit import check_adapter_fits, check_config_fits, check_same_tensors, check_vocabularies, linear_modules
+from .fit import (
+    adaptable_modules,
+    check_adapter_fits,
+    check_config_fits,
+    check_same_tensors,
+    check_vocabularies,
+)
 from .loading import has_tokenizer, load_tokenizer, read_model_config, skeleton
 from .recorded_base import check_recorded_base, find_base
 from .reference import Reference, locate, parse_reference, shown
-from .safetensors_files import TensorInfo, read_headers, weight_files
+from .safetensors_files import TensorInfo, as_named, read_headers, weight_files
 
 
 @dataclass(frozen=True)
@@ -149,15 +155,17 @@ def _full_pair(found: _Found, rank: int, read_weights: bool, progress: Progress)
     headers, tuned_headers = read_headers(found.base_dir), read_headers(found.tuned_dir)
     model = skeleton(tuned_config, found.tuned_dir)
     tie = config.tie_word_embeddings and tuned_config.tie_word_embeddings
-    check_same_tensors(headers, tuned_headers, tuple(model.all_tied_weights_keys) if tie else (),
-                       found.base_dir)
+    names = as_named(headers, tuned_headers)
+    check_same_tensors({names[name]: info for name, info in headers.items()}, tuned_headers, model, tied=tie,
+                       base_folder=found.base_dir)
     check_config_fits(model, tuned_headers, found.tuned_dir)
     tokenizers, warnings = _tokenizers(found, tuned_config)
     reader = FactReader(read_weights, progress, tokenizers)
     base_facts = reader.read(_shown(found.base_ref), found.base_dir, weight_files(found.base_dir), config)
     tuned_facts = reader.read(_shown(found.tuned_ref), found.tuned_dir, weight_files(found.tuned_dir), tuned_config)
+    names = adaptable_modules(skeleton(tuned_config, found.tuned_dir))
     return _pair(
-        found, "full", None, _targets(model, linear_modules(model)), servable_rank([rank]), tuned_headers, tokenizers,
+        found, "full", None, _targets(model, names), servable_rank([rank]), tuned_headers, tokenizers,
         warnings + _same_weights(base_facts, tuned_facts), base_facts, tuned_facts,
     )
 

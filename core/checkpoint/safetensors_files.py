@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -115,6 +115,27 @@ def read_headers(folder: Path) -> dict[str, TensorInfo]:
     if lost:
         raise MismatchError(f"tensors in the index but in no shard: {', '.join(lost[:3])} - {folder}", hint=AGAIN)
     return infos
+
+
+def as_named(names: Iterable[str], other: Collection[str]) -> dict[str, str]:
+    """Return tensor names with those that another checkpoint of the same model has for them.
+
+    A checkpoint that was saved without its head, as GPT-2's and BLOOM's were, leaves out the name of the model's body.
+
+    Args:
+        names: Of tensors.
+        other: Names in the other checkpoint; a mapping or a set.
+
+    Returns:
+        Name to the other checkpoint's name; to itself where that has none.
+    """
+    firsts = sorted({name.partition(".")[0] for name in other})
+
+    def found(name: str) -> str:
+        forms = (name, name.partition(".")[2], *(f"{first}.{name}" for first in firsts))
+        return next((form for form in forms if form in other), name)
+
+    return {name: found(name) for name in names}
 
 
 def sha256(file: Path) -> str:

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from transformers.modeling_utils import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from ..errors import SaferestoreError
+from ..errors import MismatchError, SaferestoreError
 from ..params import Params
-from .blend import blended_weights
+from .blend import blended_weights, check_blend
 from .loading import SAFETENSORS_DTYPES, Placement, load_model, load_tokenizer, place
 from .pair import CheckpointPair
 from .quiet import quiet
@@ -55,7 +55,8 @@ def write_params(live: LiveModel, params: Params) -> None:
 
 
 def open_session(pair: CheckpointPair, *, dtype: str = "auto", device: str = "auto", device_map: str | None = None,
-                 max_memory: str | None = None, load_in: str | None = None, seed: int = 0) -> Session:
+                 max_memory: str | None = None, load_in: str | None = None, seed: int = 0,
+                 between: bool = False) -> Session:
     """Decide where the models of a pair will live; no weight is loaded yet.
 
     Args:
@@ -66,12 +67,16 @@ def open_session(pair: CheckpointPair, *, dtype: str = "auto", device: str = "au
         max_memory: `0=20GiB,cpu=60GiB`.
         load_in: `4bit` or `8bit`.
         seed: Of the fresh adapter on a full checkpoint.
+        between: Refuse what `Session.blend` cannot move.
 
     Returns:
         The session. `UsageError` says which of the settings cannot be had here.
     """
     stored = SAFETENSORS_DTYPES.get(pair.stored_dtype, torch.bfloat16)
-    return Session(pair, place(dtype, device, device_map, max_memory, load_in, stored), seed)
+    session = Session(pair, place(dtype, device, device_map, max_memory, load_in, stored), seed)
+    if between:
+        session.check_blend()
+    return session
 
 
 class Session:
@@ -157,6 +162,18 @@ class Session:
         finally:
             self._elsewhere = False
             _collect()
+
+    def check_blend(self) -> None:
+        """Refuse a full checkpoint whose weights `blend` cannot move, from headers alone.
+
+        Raises:
+            MismatchError: Weights that are merged, renamed or quantised while they are loaded.
+        """
+        if self.kind == "full":
+            check_blend(self.pair)
+            if self.placement.load_in is not None:
+                raise MismatchError(f"quantised weights cannot be interpolated - --load-in {self.placement.load_in}",
+                                    hint="leave out --load-in")
 
     @contextmanager
     def blend(self, alpha: float) -> Iterator[LiveModel]:

@@ -129,7 +129,9 @@ def use_token_gradients(live: LiveModel, batch: Batch, scalar: Callable[[AnswerL
 
 
 def by_row(name: str, tokens: Tensor, batch: Batch) -> Tensor:
-    """Return what a map sees of a batch of B rows as [B, T, n]: some see the tokens of all rows in a line, [B T, n].
+    """Return what a map sees of a batch of B rows as [B, T, n].
+
+    Some see the tokens of all rows in a line, [B T, n], others by heads, [B, heads, T, n].
 
     Args:
         name: Parameter of the map.
@@ -137,15 +139,15 @@ def by_row(name: str, tokens: Tensor, batch: Batch) -> Tensor:
         batch: The rows.
 
     Raises:
-        MismatchError: It is of neither shape.
+        MismatchError: It is of no such shape.
     """
     rows, length = batch.input_ids.shape
     if tokens.dim() == 2 and len(tokens) == rows * length:
         return tokens.view(rows, length, -1)
-    if tokens.dim() != 3 or len(tokens) != rows:
+    if tokens.dim() < 3 or len(tokens) != rows:
         raise MismatchError(f"`{name}` sees inputs of shape {list(tokens.shape)}, which are not of {rows} rows",
                             hint="leave such modules, as a router's experts, out of the adapter")
-    return tokens
+    return tokens.flatten(1, -2)
 
 
 def scored(losses: Sequence[Loss], seed: int) -> Iterator[tuple[Tensor, Batch, Callable[[AnswerLogits], Tensor]]]:

@@ -52,7 +52,7 @@ def bytes_per_row(shape: Any, tokens: int) -> int:
         shape: A configuration of transformers.
         tokens: Prompt and answer.
     """
-    heads = shape.num_attention_heads
+    heads = getattr(shape, "num_attention_heads", None) or 1  # Mamba has none: as if it kept its width a token
     width = getattr(shape, "head_dim", None) or shape.hidden_size // heads
     kept = getattr(shape, "num_key_value_heads", None) or heads
     return 2 * 2 * shape.num_hidden_layers * kept * width * tokens + 3 * 4 * shape.vocab_size

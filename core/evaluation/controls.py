@@ -7,7 +7,7 @@ from typing import Any
 from ..checkpoint.session import Session, write_params
 from ..config import RestoreConfig
 from ..data.selection import Selection
-from ..errors import NumericalError
+from ..errors import MismatchError, NumericalError, SaferestoreError
 from ..losses import kl_divergence
 from ..params import axpy
 from ..restoration.controls import along, random_direction, strength_at_drift
@@ -63,9 +63,14 @@ def run_controls(session: Session, prepared: Prepared, outcome: Outcome, examine
             return drift.value(live.model)
 
     write_params(live, outcome.start.params)
-    alpha = strength_at_drift(blended, spent, largest=1.0)
-    with session.blend(alpha):
-        measure("scale", f"{alpha:.3f} of the way to the base")
+    try:
+        session.check_blend()
+    except MismatchError as error:
+        found.append(_failed("scale", error))
+    else:
+        alpha = strength_at_drift(blended, spent, largest=1.0)
+        with session.blend(alpha):
+            measure("scale", f"{alpha:.3f} of the way to the base")
 
     path = along(outcome.start.params, random_direction(outcome.start.params, config.seed))
 
@@ -93,7 +98,7 @@ def run_controls(session: Session, prepared: Prepared, outcome: Outcome, examine
     return found
 
 
-def _failed(name: str, error: NumericalError) -> Json:
+def _failed(name: str, error: SaferestoreError) -> Json:
     """Return the row of a control that came to no numbers."""
     keys = ("task_kl_nats_per_token", "harmful_rate", "task_accuracy")
     return {"name": name, "note": error.what, **dict.fromkeys(keys), **{f"{key}_reason": error.what for key in keys}}

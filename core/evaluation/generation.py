@@ -119,7 +119,9 @@ def generate_batches(model: Any, prompts: Sequence[Sequence[int]], batches: Sequ
     """
     _check(prompts, max_new_tokens)
     how = [decoding] * len(prompts) if isinstance(decoding, Decoding) else decoding
-    ends, size = frozenset(eos_ids), max(map(len, batches), default=1)
+    # Eager attention has its softmax in float32, where the least float64 of the mask is -inf: padding would be NaN.
+    alone = getattr(model, "dtype", None) == torch.float64
+    ends, size = frozenset(eos_ids), 1 if alone else max(map(len, batches), default=1)
     for batch in batches[start:]:
         rows: list[list[int]] = []
         with quiet_model(model) as inner:

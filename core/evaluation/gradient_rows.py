@@ -40,6 +40,7 @@ def differentiated_bytes_per_row(shape: Any, tokens: int) -> int:
         shape: A configuration of transformers.
         tokens: Prompt and answer.
     """
-    # Eager attention keeps its scores, their softmax and what dropout made of it.
-    layer = KEPT_A_LAYER * shape.hidden_size * tokens + 3 * 2 * shape.num_attention_heads * tokens**2
+    # Eager attention keeps its scores, their softmax and what dropout made of it; Mamba has no heads.
+    heads = getattr(shape, "num_attention_heads", None) or 0
+    layer = KEPT_A_LAYER * shape.hidden_size * tokens + 3 * 2 * heads * tokens**2
     return shape.num_hidden_layers * layer + 3 * 4 * shape.vocab_size * tokens

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint.loading import read_model_config
+from ..checkpoint.loading import read_model_config, skeleton
 from ..checkpoint.pair import CheckpointPair
 from ..checkpoint.safetensors_files import TensorInfo, read_headers
 from ..checkpoint.systems import System
@@ -48,9 +48,11 @@ def estimate(pair: CheckpointPair, rows: Selection, config: RestoreConfig, *, de
     tokens = sum(prompts.values()) + sum(answers.values())
     headers = read_headers(folder)
     weights = _parameters(headers)
-    adapter = sum(pair.rank * sum(_weight(headers, name).shape) for name in pair.target_modules)
-    vocabulary = read_model_config(folder).get_text_config().vocab_size
-    shapes = [(pair.rank, side) for name in pair.target_modules for side in _weight(headers, name).shape]
+    config_of_model = read_model_config(folder)
+    model, vocabulary = skeleton(config_of_model, folder), config_of_model.get_text_config().vocab_size
+    # Of the model itself: files may have other names.
+    shapes = [(pair.rank, side) for name in pair.target_modules for side in model.get_parameter(f"{name}.weight").shape]
+    adapter = sum(rank * side for rank, side in shapes)
     passes = passes_at_most(config.engine, config.max_steps, fresh=pair.kind == "full")
     return {
         "base": pair.base_facts.ref, "tuned": pair.tuned_facts.ref, "kind": pair.kind,
@@ -114,11 +116,3 @@ def _seconds(work: int, kind: str, device: str) -> float:
 
 def _parameters(headers: Mapping[str, TensorInfo]) -> int:
     return sum(math.prod(info.shape) for info in headers.values())
-
-
-def _weight(headers: Mapping[str, TensorInfo], module: str) -> TensorInfo:
-    """Return a module's weight; some files leave out the first parts of the names (`model.`, `transformer.`)."""
-    name = f"{module}.weight"
-    while name not in headers and "." in name:
-        name = name.partition(".")[2]
-    return headers[name]

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..checkpoint.loading import SAFETENSORS_DTYPES
 from ..checkpoint.pair import CheckpointPair
-from ..checkpoint.safetensors_files import AGAIN, TensorInfo, read_headers
+from ..checkpoint.safetensors_files import AGAIN, TensorInfo, as_named, read_headers
 from ..config import Progress, no_progress
 from ..errors import MismatchError
 
@@ -34,7 +34,8 @@ class ModuleDelta:
         tensor: Its name in the base's files.
         shape: As stored.
         norm: Frobenius norm of the change.
-        relative_norm: The same over the norm of the base's weight; None where that is zero.
+        relative_norm: The same over the norm of the base's weight; None where that is zero,
+            or its file has another name for it.
         effective_rank: (sum s^2)^2 / sum s^4 over the singular values s of the change (the participation ratio: r for
             r equal singular values); None for what is no matrix or did not change.
         rank_limit: Most that the effective rank could be.
@@ -76,10 +77,11 @@ def _adapter(pair: CheckpointPair, progress: Progress) -> list[ModuleDelta]:
     for done, (module, (a, b)) in enumerate(sorted(pair.adapter.factors.items())):
         progress("changes by module", done, len(pair.adapter.factors))
         name = base.named(f"{module}.weight")
-        size = sum(_square(piece) for piece in base.pieces(name))
+        known = name in base.headers
+        size = sum(_square(piece) for piece in base.pieces(name)) if known else 0.0
         fourth, change = _core_moments(a, b)
-        found.append(_delta(name, base.headers[name].shape, Moments(change, size, fourth),
-                            pair.adapter.source_ranks[module]))
+        found.append(_delta(name, base.headers[name].shape if known else (b.shape[0], a.shape[1]),
+                            Moments(change, size, fourth), pair.adapter.source_ranks[module]))
     progress("changes by module", len(found), len(found))
     return found
 
@@ -93,21 +95,22 @@ def _core_moments(a: Tensor, b: Tensor) -> tuple[float, float]:
 
 def _full(pair: CheckpointPair, progress: Progress) -> list[ModuleDelta]:
     base, tuned = _Files(read_headers(pair.base_dir)), _Files(read_headers(pair.tuned_dir))
+    others = as_named(base.headers, tuned.headers)
     names = sorted(name for name, info in base.headers.items()
-                   if name in tuned.headers and info.dtype in SAFETENSORS_DTYPES)
+                   if others[name] in tuned.headers and info.dtype in SAFETENSORS_DTYPES)
     found = []
     for done, name in enumerate(names):
         progress("changes by module", done, len(names))
         shape = base.headers[name].shape
-        found.append(_delta(name, shape, _moments(base, tuned, name), min(shape, default=1)))
+        found.append(_delta(name, shape, _moments(base, tuned, name, others[name]), min(shape, default=1)))
     progress("changes by module", len(names), len(names))
     return found
 
 
-def _moments(base: _Files, tuned: _Files, name: str) -> Moments:
+def _moments(base: _Files, tuned: _Files, name: str, other: str) -> Moments:
     """Go through one tensor of both files piece by piece along its longer side."""
     change, size, gram = 0.0, 0.0, None
-    for old, new in zip(base.pieces(name), tuned.pieces(name), strict=True):
+    for old, new in zip(base.pieces(name), tuned.pieces(other), strict=True):
         wide = torch.promote_types(torch.promote_types(old.dtype, new.dtype), torch.float32)
         moved = new.to(wide) - old.to(wide)
         change, size = change + _square(moved), size + _square(old)

@@ -89,7 +89,7 @@ def draw_direction(shapes: Mapping[str, Shape], seed: int, *, rank: int = 8) -> 
     Args:
         shapes: Modules that move, from `module_shapes`.
         seed: Of the draw.
-        rank: r.
+        rank: r; a module of fewer inputs has as many as these.
 
     Returns:
         The direction, on the CPU; |row i of U V| equals the norm of row i of the module's weight.
@@ -100,6 +100,7 @@ def draw_direction(shapes: Mapping[str, Shape], seed: int, *, rank: int = 8) -> 
 def _draw(name: str, shape: Shape, seed: int, rank: int) -> tuple[Tensor, Tensor]:
     digest = hashlib.sha256(f"{seed}\n{name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+    rank = min(rank, shape.inputs)
     v = torch.randn(rank, shape.inputs, generator=generator, dtype=torch.float64)
     u = torch.randn(len(shape.norms), rank, generator=generator, dtype=torch.float64)
     lengths = torch.linalg.vector_norm(u @ torch.linalg.cholesky(v @ v.T), dim=1)  # |U_i V|^2 = U_i (V V') U_i'

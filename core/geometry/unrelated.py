@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 
 def _shuffled(p: Tensor, generator: torch.Generator) -> Tensor:
-    """Rows and columns in another order: the same numbers, norms and singular values, another function."""
-    for axis in range(2):
+    """Rows, columns and experts in another order: the same numbers, norms and singular values, another function."""
+    for axis in range(p.dim()):
         order = torch.randperm(p.shape[axis], generator=generator).to(p.device)
         p = p.index_select(axis, order)
     return p
@@ -31,7 +31,9 @@ UNRELATED: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
 
 @torch.no_grad()
 def make_unrelated(model: nn.Module, how: str, seed: int) -> None:
-    """Overwrite every matrix of a model; vectors (norms, biases) stay. One tensor is copied at a time.
+    """Overwrite every matrix of a model, those of experts, too; vectors (norms, biases) stay.
+
+    One tensor is copied at a time.
 
     Args:
         model: Loaded for this; tied weights are changed once.
@@ -40,5 +42,5 @@ def make_unrelated(model: nn.Module, how: str, seed: int) -> None:
     """
     generator = torch.Generator().manual_seed(seed)
     for _, p in sorted(model.named_parameters()):
-        if p.dim() == 2 and p.is_floating_point():
+        if p.dim() > 1 and p.is_floating_point():
             p.copy_(UNRELATED[how](p, generator))

@@ -183,7 +183,7 @@ def choose_derivative(live: LiveModel, batch: Batch, u: Params) -> Derivative:
         exact, lacks = gradients_along(live, batch, u), error
     try:
         best = _nearest(live, batch, u, exact, quick=True)
-    except (RuntimeError, TypeError, AttributeError):  # blocks of another build, or no memory for the merged weights
+    except (RuntimeError, TypeError, AttributeError, LookupError):  # blocks or caches of another build, or no memory
         best = Derivative(None, math.inf)
     if not best.relative_error <= NEAR:
         whole = _nearest(live, batch, u, exact, quick=False)

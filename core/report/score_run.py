@@ -93,7 +93,8 @@ def open_score(config: ScoreConfig, progress: Progress) -> Opened:
     pair = open_pair(config.base, config.tuned, offline=config.offline, rank=config.rank, force=config.force,
                      progress=progress)
     session = open_session(pair, dtype=config.dtype, device=config.device, device_map=config.device_map,
-                           max_memory=config.max_memory, load_in=config.load_in, seed=config.seed)
+                           max_memory=config.max_memory, load_in=config.load_in, seed=config.seed,
+                           between=result is not None)
     examiner = score_examiner(session, config, progress)
     training = training_rows(result, examiner.chat, examiner.context) if result is not None else None
     asked = dataclasses.replace(selection, held_out=dict.fromkeys(selection.held_out, ()))  # not asked
@@ -114,6 +115,7 @@ def found_rows(config: RestoreConfig, result: ReadResult, session: Session, jour
     Returns:
         The parts.
     """
+    session.check_blend()
     settings = score_of(config)
     examiner = dataclasses.replace(score_examiner(session, settings, progress), known=known_answers(journal.entries),
                                    keep=journal.write)

@@ -101,6 +101,15 @@ def test_each_setting_without_a_lora_form_is_refused_by_name(setting: str, mine:
     assert ("merge_and_unload" in error.hint) != (setting in UNMERGEABLE)
 
 
+@pytest.mark.parametrize(("kind", "mergeable"), [("IA3", True), ("VERA", True), ("PROMPT_TUNING", False),
+                                                 ("PREFIX_TUNING", False), ("ADAPTION_PROMPT", False), ("new", False)])
+def test_adapters_of_other_kinds_are_refused_and_only_what_can_be_merged_is_to_be(kind: str, mergeable: bool,
+                                                                                  mine: Saved) -> None:
+    edit_json(mine.adapter / CONFIG_FILE, peft_type=kind)
+    error = _refused(mine.adapter, f"the adapter is {kind.upper()}, not LoRA")
+    assert ("merge_and_unload" in error.hint) == mergeable
+
+
 @pytest.mark.parametrize("start", ["pissa", "pissa_niter_4", "olora", "corda", "loftq", "lora_ga", "something new"])
 def test_starts_that_change_the_base_are_refused(start: str, mine: Saved) -> None:
     edit_json(mine.adapter / CONFIG_FILE, init_lora_weights=start)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,12 @@ from saferestore.core.checkpoint.loading import load_model, load_tokenizer
 from saferestore.core.checkpoint.pair import open_pair
 from saferestore.core.checkpoint.session import Session, leaf_names, open_session, read_params, write_params
 from saferestore.core.errors import MismatchError, SaferestoreError
+from saferestore.core.geometry.delta import deltas
 from torch import nn
 from transformers import LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from .conftest import Saved
-from .tiny import IDS, SHAPE, llama, logits, peft_logits, plain_logits, save_base
+from .tiny import IDS, SHAPE, deepseek, edit_tensors, gpt2, llama, logits, peft_logits, plain_logits, save_base
 
 KINDS = ("adapter", "full")
 
@@ -64,6 +66,30 @@ def test_a_blend_is_exact_at_both_ends_and_leaves_no_trace(family: Saved, kind: 
     assert all(torch.equal(leaf, params[name]) for name, leaf in live.leaves.items())
 
 
+def test_a_base_that_was_saved_without_its_head_is_blended_to_like_any(tmp_path: Path) -> None:
+    base, full = save_base(tmp_path / "base", gpt2), save_base(tmp_path / "full", gpt2, seed=5)
+    wanted = plain_logits(base)
+    edit_tensors(base / "model.safetensors",  # as GPT-2's own files are
+                 lambda tensors: {name.removeprefix("transformer."): t for name, t in tensors.items()})
+    pair = open_pair(str(base), str(full))
+    with open_session(pair, between=True).blend(1.0) as blended:
+        assert torch.equal(logits(blended.model), wanted)
+    twin = save_base(tmp_path / "twin", gpt2)
+    assert [d.norm for d in deltas(pair)] == pytest.approx(
+        [d.norm for d in deltas(open_pair(str(twin), str(full)))], rel=1e-6)
+
+
+def test_layers_that_no_model_reads_may_be_in_one_checkpoint_alone(tmp_path: Path) -> None:
+    base, full = save_base(tmp_path / "base", deepseek), save_base(tmp_path / "full", deepseek, seed=5)
+    edit_tensors(base / "model.safetensors",  # predicts a token further, and is lost when a model is saved
+                 lambda tensors: tensors | {"model.layers.61.eh_proj.weight": torch.zeros(16, 32)})
+    with open_session(open_pair(str(base), str(full))).base() as model:
+        assert torch.equal(logits(model), plain_logits(base))
+    edit_tensors(base / "model.safetensors", lambda tensors: tensors | {"model.layers.60.eh_proj.weight": IDS.float()})
+    with pytest.raises(MismatchError, match="only in the base model.layers.60.eh_proj.weight"):
+        open_pair(str(base), str(full))
+
+
 def test_a_blend_between_moves_every_weight_by_that_share(family: Saved) -> None:
     session = _session(family, "full")
     model = session.adapter().model.get_base_model()
@@ -100,6 +126,21 @@ def test_weights_that_are_merged_while_loading_cannot_be_blended_and_say_so(tmp_
     assert torch.allclose(logits(session.adapter().model), plain_logits(full), atol=1e-6)
     with pytest.raises(MismatchError, match="cannot be interpolated"), session.blend(0.5):
         pass
+    with pytest.raises(MismatchError, match="cannot be interpolated"):
+        open_session(session.pair, between=True)  # before anything is loaded
+
+
+def test_weights_that_are_not_in_memory_cannot_be_blended_and_say_so(saved: Saved) -> None:
+    session = _session(saved, "full", between=True)
+    session.adapter().model.get_base_model().model.norm.to("meta")
+    with pytest.raises(MismatchError, match="1 weights are not in memory, e.g. model.norm"), session.blend(0.5):
+        pass
+    session.placement = replace(session.placement, load_in="4bit")
+    with pytest.raises(MismatchError, match="--load-in 4bit"):
+        session.check_blend()
+    adapted = _session(saved, "adapter")
+    adapted.placement = session.placement
+    adapted.check_blend()
 
 
 @pytest.mark.parametrize("kind", KINDS)

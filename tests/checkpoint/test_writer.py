@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,27 @@ from saferestore.core.checkpoint.session import Session, open_session, read_para
 from saferestore.core.checkpoint.writer import base_name, reload_error, write_adapter
 from saferestore.core.errors import MismatchError, NumericalError
 from safetensors import safe_open
+from transformers import (
+    Llama4ForCausalLM,
+    Llama4TextConfig,
+    MambaConfig,
+    MambaForCausalLM,
+    PreTrainedModel,
+)
 
 from .conftest import Saved
-from .tiny import IDS, edit_json, edit_tensors, logits, peft_logits, save_adapter
+from .tiny import (
+    IDS,
+    SHAPE,
+    deepseek,
+    edit_json,
+    edit_tensors,
+    logits,
+    peft_logits,
+    plain_logits,
+    save_adapter,
+    save_base,
+)
 
 KINDS = ("adapter", "full")
 
@@ -108,6 +127,33 @@ def test_an_adapter_that_is_not_finite_is_never_written(saved: Saved, tmp_path: 
     with pytest.raises(NumericalError, match="NaN"):
         write_adapter(tmp_path, params, session.pair)
     assert list(tmp_path.iterdir()) == []
+
+
+def _llama4() -> PreTrainedModel:
+    return Llama4ForCausalLM(Llama4TextConfig(**SHAPE, head_dim=8, intermediate_size_mlp=24, num_local_experts=2))
+
+
+def _mamba() -> PreTrainedModel:
+    return MambaForCausalLM(MambaConfig(vocab_size=40, hidden_size=16, state_size=4, num_hidden_layers=2))
+
+
+@pytest.mark.parametrize(("make", "left_out", "taken"), [
+    (deepseek, ("gate_proj", "up_proj", "down_proj"), "kv_b_proj"),  # PEFT takes these names for those of experts
+    (_llama4, ("router",), "down_proj"),  # gives a pair
+    (_mamba, ("out_proj",), "in_proj"),  # PEFT refuses it: kernels use its weight without calling it
+])
+def test_modules_that_peft_cannot_adapt_are_left_out_of_a_full_pair(
+        make: Callable[[], PreTrainedModel], left_out: tuple[str, ...], taken: str, tmp_path: Path) -> None:
+    base, full = save_base(tmp_path / "base", make), save_base(tmp_path / "full", make, seed=5)
+    pair = open_pair(str(base), str(full))
+    parts = {name.rpartition(".")[2] for name in pair.target_modules}
+    assert taken in parts and not parts & set(left_out)
+    session = open_session(pair)
+    torch.testing.assert_close(logits(session.adapter().model), plain_logits(full), atol=1e-6, rtol=0)
+    write_params(session.adapter(), {name: t + 0.03 for name, t in read_params(session.adapter()).items()})
+    out = _written(session, tmp_path / "out")
+    torch.testing.assert_close(peft_logits(full, out), logits(session.adapter().model), atol=1e-5, rtol=1e-4)
+    assert reload_error(out, session, IDS) <= 1e-5
 
 
 def test_a_key_that_peft_misses_is_refused_on_reading_back(saved: Saved, tmp_path: Path) -> None:

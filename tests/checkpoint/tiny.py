@@ -16,6 +16,8 @@ from tokenizers.pre_tokenizers import Whitespace
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -49,6 +51,13 @@ def qwen2() -> PreTrainedModel:
 def gpt2() -> PreTrainedModel:
     return GPT2LMHeadModel(GPT2Config(vocab_size=ROWS, n_embd=16, n_layer=2, n_head=2, n_positions=64,
                                       bos_token_id=1, eos_token_id=2))
+
+
+def deepseek() -> PreTrainedModel:
+    return DeepseekV3ForCausalLM(DeepseekV3Config(
+        **SHAPE | {"num_key_value_heads": 2}, first_k_dense_replace=1, q_lora_rank=6, kv_lora_rank=6,
+        qk_nope_head_dim=4, qk_rope_head_dim=4, v_head_dim=4, n_routed_experts=4, num_experts_per_tok=2, n_group=1,
+        topk_group=1))
 
 
 FAMILIES: dict[str, tuple[Callable[[], PreTrainedModel], list[str]]] = {

@@ -12,7 +12,7 @@ import torch
 from saferestore.core.checkpoint.session import Session, read_params, write_params
 from saferestore.core.config import RestoreConfig
 from saferestore.core.data.selection import Selection
-from saferestore.core.errors import NumericalError
+from saferestore.core.errors import MismatchError, NumericalError
 from saferestore.core.evaluation.controls import LEAST_DRIFT, run_controls
 from saferestore.core.evaluation.preparation import Prepared, prepare
 from saferestore.core.losses import row_divergences
@@ -76,6 +76,18 @@ def test_the_three_controls_are_measured_in_order(done: Run) -> None:
 
 def test_where_identity_is_the_engine_the_diagonal_is_the_control(saved: tuple[Path, Path]) -> None:
     assert list(run(saved, engine="identity").controls) == ["scale", "random", "diagonal"]
+
+
+def test_a_model_that_cannot_be_moved_toward_its_base_has_the_other_controls(saved: tuple[Path, Path],
+                                                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: Session) -> None:
+        raise MismatchError("3 weights cannot be interpolated from disk", hint="-")
+
+    monkeypatch.setattr(Session, "check_blend", refuse)
+    found = run(saved).controls
+    assert list(found) == ["scale", "random", "identity"] and found["scale"]["harmful_rate"] is None
+    assert found["scale"]["harmful_rate_reason"] == "3 weights cannot be interpolated from disk"
+    assert found["random"]["harmful_rate"] is not None
 
 
 def test_no_control_spends_more_drift_than_the_restoration(done: Run) -> None:

@@ -74,6 +74,11 @@ def by_hand(model: Any, prompt: list[int], steps: int = 12) -> Generation:
     return Generation(tuple(tokens), False)
 
 
+def test_batched_answers_are_those_of_one_prompt_at_a_time_in_float64_too() -> None:
+    model, prompts = with_adapter(tiny_llama()).double(), some_prompts(20)
+    assert run(model, prompts) == [by_hand(model, prompt) for prompt in prompts]
+
+
 @pytest.mark.parametrize("make", [tiny_llama, tiny_gpt2])
 @pytest.mark.parametrize("batch_size", [1, 7, 64])
 def test_batched_answers_are_those_of_one_prompt_at_a_time(make: Callable[[], Any], batch_size: int) -> None:

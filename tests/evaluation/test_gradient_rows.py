@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from saferestore.core.evaluation.batch_size import bytes_per_row
 from saferestore.core.evaluation.gradient_rows import differentiated_bytes_per_row, fitting_rows
 
 SHAPE = SimpleNamespace(num_hidden_layers=2, hidden_size=16, num_attention_heads=4, vocab_size=100)
@@ -28,3 +29,9 @@ def test_on_a_gpu_rows_fill_half_of_the_free_memory(
 
 def test_a_row_keeps_activations_attention_and_logits() -> None:
     assert differentiated_bytes_per_row(SHAPE, 10) == 2 * (34 * 16 * 10 + 6 * 4 * 100) + 12 * 100 * 10
+
+
+def test_a_model_without_heads_keeps_no_attention() -> None:
+    mamba = SimpleNamespace(num_hidden_layers=2, hidden_size=16, vocab_size=100)
+    assert differentiated_bytes_per_row(mamba, 10) == 2 * 34 * 16 * 10 + 12 * 100 * 10
+    assert bytes_per_row(mamba, 10) == 2 * 2 * 2 * 16 * 10 + 12 * 100

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 from saferestore.core.checkpoint import loading, session
 from saferestore.core.checkpoint.pair import CheckpointPair, open_pair
+from saferestore.core.checkpoint.safetensors_files import read_headers
 from saferestore.core.config import RestoreConfig
 from saferestore.core.errors import MismatchError
+from saferestore.core.evaluation import planning
 from saferestore.core.evaluation.planning import FLOPS_PER_PARAMETER_TOKEN, MEASURED_FLOPS, estimate
 from talk import examiner, open_tiny, record, save_pair, selection
 
@@ -90,6 +92,14 @@ def test_a_plan_counts_prompts_without_room_for_an_answer(pair: CheckpointPair) 
     rows = selection(harmful=[record("bad"), record("x" * 200)])
     found = estimate(pair, rows, RestoreConfig("b", "t"), device="cpu")
     assert found["rows"]["harmful_fit"] == 1 and any("W_TOO_LONG: 1 prompts" in told for told in found["warnings"])
+
+
+def test_weights_that_have_other_names_in_their_files_are_counted(pair: CheckpointPair,
+                                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = estimate(pair, ROWS, CONFIG, device="cpu")
+    monkeypatch.setattr(planning, "read_headers", lambda folder: {  # as Gemma 3's, with images
+        f"language_model.{name}": info for name, info in read_headers(folder).items()})
+    assert estimate(pair, ROWS, CONFIG, device="cpu") == wanted
 
 
 def test_no_weights_are_read(pair: CheckpointPair, monkeypatch: pytest.MonkeyPatch) -> None:

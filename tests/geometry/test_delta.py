@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 import torch
 from checkpoint.tiny import FAMILIES, save_adapter, save_base
 from saferestore.core.checkpoint.pair import open_pair
+from saferestore.core.checkpoint.safetensors_files import read_headers
 from saferestore.core.errors import MismatchError
 from saferestore.core.geometry import delta
 from saferestore.core.geometry.delta import ModuleDelta, deltas
@@ -45,6 +47,16 @@ def test_an_adapter_s_change_is_that_of_its_whole_product(family: str, tmp_path:
     for name, change in products.items():
         check(found[name], change, weights[name])
         assert found[name].rank_limit == 3
+
+
+def test_an_adapter_on_weights_of_another_name_has_no_relative_change(tmp_path: Path,
+                                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    base = save_base(tmp_path / "base")
+    pair = open_pair(str(base), str(save_adapter(tmp_path / "tuned", base)))
+    wanted = deltas(pair)
+    monkeypatch.setattr(delta, "read_headers", lambda folder: {  # as Gemma 3's, with images
+        f"language_model.{name}": info for name, info in read_headers(folder).items()})
+    assert deltas(pair) == [dataclasses.replace(each, relative_norm=None) for each in wanted]
 
 
 def test_full_checkpoints_are_compared_whatever_their_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from peft.tuners.lora import LoraLayer
-from saferestore.core.geometry.directions import along, causal_lm, draw_direction, module_shapes, movable_modules
+from saferestore.core.geometry.directions import Shape, along, causal_lm, draw_direction, module_shapes, movable_modules
 from saferestore.core.losses import row_losses
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -30,6 +30,11 @@ def test_every_row_of_a_direction_is_as_long_as_the_row_of_the_weight(family: st
         weight, transposed = weight_of(movable_modules(model)[name])
         rows = (weight.T if transposed else weight).detach()
         assert torch.allclose((u @ v).double().norm(dim=1), rows.norm(dim=1), rtol=1e-5)
+
+
+def test_a_module_of_few_inputs_has_a_direction_of_their_rank() -> None:
+    v, u = draw_direction({"dt_proj": Shape(torch.tensor([1.0, 2.0, 3.0]).double(), 2)}, seed=3).factors["dt_proj"]
+    assert v.shape == (2, 2) and torch.allclose((u @ v).norm(dim=1), torch.tensor([1.0, 2.0, 3.0]))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -12,7 +12,7 @@ from saferestore.core.geometry.row_vectors import RowVectors, fisher_rows, gradi
 from saferestore.core.geometry.subspace import in_subspace
 from saferestore.core.geometry.unrelated import UNRELATED, make_unrelated
 from saferestore.core.losses import answer_tokens, cross_entropy, gradient
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import dense
 from ..cases import FAMILIES, live_model, ragged_batches, ragged_rows
@@ -77,6 +77,18 @@ def test_shares_are_those_of_dense_eigenvectors_on_the_other_half_of_the_task_ro
 def test_without_curvature_there_are_no_shares() -> None:
     nothing = RowVectors({"a": torch.zeros(20, 4)}, np.ones(20))
     assert not gradient_shares(nothing, {"task": nothing}, range(20), 1, seed=0).rows
+
+
+@pytest.mark.parametrize("how", UNRELATED)
+def test_an_unrelated_model_has_other_experts_too(how: str) -> None:
+    experts = nn.ParameterDict({"down_proj": nn.Parameter(torch.randn(4, 9, 8, generator=torch.Generator()))})
+    before = experts["down_proj"].detach().clone()
+    make_unrelated(experts, how, seed=0)
+    found = experts["down_proj"].detach()
+    assert all(not torch.allclose(expert, old) for expert in found for old in before)
+    if how == "shuffled":
+        values = (torch.linalg.svdvals(each).sort(dim=0).values for each in (found, before))
+        torch.testing.assert_close(*values)
 
 
 @pytest.mark.parametrize("how", UNRELATED)

@@ -133,11 +133,12 @@ def test_without_forward_mode_the_length_is_chosen_against_gradients_of_rows(mon
         choose_derivative(live, batches[0], u)
 
 
-def test_quick_passes_that_a_cache_of_another_kind_breaks_are_left(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("fault", [AttributeError("batch_repeat_interleave"), IndexError("list index out of range")])
+def test_quick_passes_that_a_cache_of_another_kind_breaks_are_left(monkeypatch: pytest.MonkeyPatch, fault: Exception):
     live, batches, u = _case()
 
     def broken(*_: object) -> None:
-        raise AttributeError("batch_repeat_interleave")
+        raise fault
 
     monkeypatch.setattr(module, "quick_passes", broken)
     chosen = choose_derivative(live, batches[0], u)
