@@ -11,6 +11,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from ..core.config import AnyConfig, read_yaml
+from ..core.errors import UsageError
 
 Settings = TypeVar("Settings", bound=AnyConfig)
 Option = partial(typer.Option, show_envvar=False)
@@ -46,7 +47,7 @@ def config_file(kind: type[AnyConfig]) -> Any:
     def read(context: typer.Context, path: Path | None) -> Path | None:
         if path is not None:
             fields = {field.name: field for field in dataclasses.fields(kind)}
-            context.default_map = {name: _as_given(value, fields[name].default)
+            context.default_map = {name: _as_given(name, value, fields[name].default)
                                    for name, value in read_yaml(path, fields).items()}
         return path
 
@@ -60,6 +61,13 @@ def settings(given: Mapping[str, Any], kind: type[Settings]) -> Settings:
     return kind(**values)
 
 
-def _as_given(value: object, default: object) -> object:
-    """Let one file stand for a list of one."""
-    return [value] if isinstance(value, str) and isinstance(default, tuple) else value
+def _as_given(name: str, value: object, default: object) -> object:
+    """Let one file stand for a list of one; raises UsageError where YAML read another kind of value than is meant."""
+    several = isinstance(default, tuple)
+    parts = value if isinstance(value, tuple) and several else (value,)
+    kinds = (tuple, list, dict) if isinstance(default, bool) else (tuple, list, dict, bool)
+    if any(isinstance(part, kinds) for part in parts):
+        shown = list(value) if isinstance(value, tuple) else value
+        raise UsageError(f"not a value of this setting - {name}: {shown}",
+                         hint=f"give one value{' or a list of them' if several else ''}; text such as 'yes' in quotes")
+    return [value] if isinstance(value, str) and several else value

@@ -237,6 +237,21 @@ def test_an_unknown_key_of_the_file_names_the_nearest(pipeline: Pipeline, capsys
     assert two_lines(capsys.readouterr().err) == ("unknown key `max_drfit` - c.yaml", "did you mean max_drift?")
 
 
+@pytest.mark.parametrize(("line", "what"), [
+    ("train: [a, b]", "train: ['a', 'b']"), ("device: [cpu]", "device: ['cpu']"),
+    ("system_prompt: {Note: be brief}", "system_prompt: {'Note': 'be brief'}"),
+    ("system_prompt: yes", "system_prompt: True"), ("seed: true", "seed: True"), ("batch_size: on", "batch_size: True"),
+    ("harmful: {a: b}", "harmful: {'a': 'b'}"), ("task: [[a], b]", "task: [['a'], 'b']"),
+    ("controls: [no]", "controls: [False]")])
+def test_a_value_of_another_kind_in_the_file_is_refused_and_not_taken_as_its_text(
+        pipeline: Pipeline, capsys: Capture, line: str, what: str) -> None:
+    Path("c.yaml").write_text(line, encoding="utf-8")
+    assert run(["restore", "b", "t", "-o", "out", "-c", "c.yaml"]) == 2
+    found = two_lines(capsys.readouterr().err)
+    assert found[0] == f"not a value of this setting - {what}" and "give one value" in found[1]
+    assert not pipeline.called
+
+
 def test_a_folder_with_files_is_refused_before_any_work(pipeline: Pipeline, capsys: Capture) -> None:
     Path("out").mkdir()
     Path("out/mine").write_text("", encoding="utf-8")
