@@ -210,6 +210,19 @@ def test_a_traceback_is_shown_on_demand(pipeline: Pipeline, capsys: Capture, mon
     assert "Traceback" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("value", ["", "0", "false", "False", "no", "off", "f", "N"])
+def test_a_flag_that_the_environment_leaves_off_is_off_in_a_failure_too(
+        pipeline: Pipeline, capsys: Capture, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("SAFERESTORE_JSON", value)
+    monkeypatch.setenv("SAFERESTORE_DEBUG", value)
+    assert run(["restore", "b", "t", "-o", "out"]) == 0
+    assert capsys.readouterr().out.startswith("restored")
+    pipeline.outcome = RuntimeError("deep")
+    assert run(["restore", "b", "t", "-o", "out", "--force"]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == "" and two_lines(captured.err)[0] == "RuntimeError: deep"
+
+
 @pytest.mark.parametrize(("arguments", "what", "hint"), [
     (["restore"], "missing argument 'BASE'", "saferestore restore --help"),
     (["restore", "b"], "missing argument 'TUNED'", "saferestore restore --help"),
