@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,17 @@ from ..core.config import AnyConfig, read_yaml
 from ..core.errors import UsageError
 
 Settings = TypeVar("Settings", bound=AnyConfig)
+
+
+def _path(text: str) -> Path:
+    """Return the path that was typed: shells leave the `~` of `--out=~/x` as it is."""
+    return Path(os.path.expanduser(text))  # noqa: PTH111 - where there is no such user, Path's own raises
+
+
 Option = partial(typer.Option, show_envvar=False)
+Out = partial(Option, "--out", "-o", metavar="OUT", parser=_path)
+Folder = partial(Option, metavar="DIR", parser=_path)
+File = partial(Option, metavar="FILE", parser=_path)
 FILES = "FILE[:FORMAT]"
 
 HarmfulFiles = Annotated[list[str], Option(metavar=FILES, help="Harmful prompts [built-in].")]
@@ -51,7 +62,7 @@ def config_file(kind: type[AnyConfig]) -> Any:
                                    for name, value in read_yaml(path, fields).items()}
         return path
 
-    return Option("--config", "-c", is_eager=True, callback=read, help="YAML of these settings; flags win over it.")
+    return File("--config", "-c", is_eager=True, callback=read, help="YAML of these settings; flags win over it.")
 
 
 def settings(given: Mapping[str, Any], kind: type[Settings]) -> Settings:

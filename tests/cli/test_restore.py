@@ -273,6 +273,23 @@ def test_a_folder_with_files_is_refused_before_any_work(pipeline: Pipeline, caps
     assert run(["restore", "b", "t", "-o", "out", "--force"]) == 0
 
 
+def test_a_tilde_that_the_shell_left_in_out_is_the_home_folder(
+        pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home/c.yaml").write_text("seed: 5", encoding="utf-8")
+    assert run(["restore", "b", "t", "--out=~/out", "--config=~/c.yaml"]) == 0
+    assert [(config.seed, out) for config, out in pipeline.called] == [(5, tmp_path / "home/out")]
+    assert run(["restore", "b", "t", "-o", "~nobody-of-this-name/out"]) == 0
+    assert pipeline.called[-1][1] == Path("~nobody-of-this-name/out")
+
+
+def test_the_help_names_no_type_of_the_program(capsys: Capture) -> None:
+    for command in ("restore", "eval", "compare", "probe", "score"):
+        assert run([command, "--help"]) == 0
+        assert "list[" not in (text := capsys.readouterr().out) and "-o, --out OUT" in text
+
+
 def test_help_lists_the_exit_codes(capsys: Capture) -> None:
     for arguments in (["--help"], ["restore", "--help"], []):
         assert run(arguments) == 0
