@@ -81,6 +81,13 @@ def test_a_flag_wins_over_the_environment_and_that_over_the_file(
     assert (config.max_drift, config.max_steps, config.seed, config.task) == (0.1, 2, 3, ("rows.jsonl",))
 
 
+def test_several_files_in_one_variable_are_parted_by_blanks(
+        pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAFERESTORE_TASK", "one.jsonl two.csv:csv")
+    assert run(["restore", "b", "t", "-o", "out"]) == 0
+    assert pipeline.called[0][0].task == ("one.jsonl", "two.csv:csv")
+
+
 def test_a_configuration_may_name_the_models_too(pipeline: Pipeline) -> None:
     Path("c.yaml").write_text("base: b\ntuned: t\ntask: [x, y]\nsystem_prompt: null\n", encoding="utf-8")
     assert run(["restore", "-o", "out", "--config", "c.yaml"]) == 0
