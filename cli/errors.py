@@ -17,7 +17,7 @@ from ..core.report.staging import MAKE_ROOM, is_full_disk
 
 UNEXPECTED = "run it again with --debug for the traceback"
 
-OUT_OF_MEMORY = "lower --batch-size, or give --load-in 8bit (--low-memory where the command has it)"
+OUT_OF_MEMORY = "lower --batch-size, or give --low-memory or --load-in 8bit where the command has them"
 RESUME = "run the same command again; where it has --resume, that and the same -o go on where it stopped"
 REMEDIES = {
     "KeyboardInterrupt": (130, "interrupted - nothing was written at OUT", RESUME),
@@ -26,6 +26,9 @@ REMEDIES = {
     "ModuleNotFoundError": (1, "", "install what is missing, or saferestore anew: pip install saferestore"),
 }
 """Name of an exception that is none of ours to exit code, first line (else its own text) and hint."""
+
+OFF = ("", "0", "f", "false", "n", "no", "off")
+"""Values of a variable of the environment by which the parser leaves a flag off, in any case of letters."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ def show(failed: Failure, arguments: Sequence[str], error: BaseException | None 
 
 def _asked(flag: str, arguments: Sequence[str]) -> bool:
     """Tell whether a flag is on, also where the command line could not be read to its end."""
-    return f"--{flag}" in arguments or os.environ.get(f"SAFERESTORE_{flag.upper()}", "0") not in ("", "0", "false")
+    return f"--{flag}" in arguments or os.environ.get(f"SAFERESTORE_{flag.upper()}", "").lower() not in OFF
 
 
 def _usage(error: typer.TyperException) -> Failure:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -11,9 +12,20 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from ..core.config import AnyConfig, read_yaml
+from ..core.errors import UsageError
 
 Settings = TypeVar("Settings", bound=AnyConfig)
+
+
+def _path(text: str) -> Path:
+    """Return the path that was typed: shells leave the `~` of `--out=~/x` as it is."""
+    return Path(os.path.expanduser(text))  # noqa: PTH111 - where there is no such user, Path's own raises
+
+
 Option = partial(typer.Option, show_envvar=False)
+Out = partial(Option, "--out", "-o", metavar="OUT", parser=_path)
+Folder = partial(Option, metavar="DIR", parser=_path)
+File = partial(Option, metavar="FILE", parser=_path)
 FILES = "FILE[:FORMAT]"
 
 HarmfulFiles = Annotated[list[str], Option(metavar=FILES, help="Harmful prompts [built-in].")]
@@ -46,11 +58,11 @@ def config_file(kind: type[AnyConfig]) -> Any:
     def read(context: typer.Context, path: Path | None) -> Path | None:
         if path is not None:
             fields = {field.name: field for field in dataclasses.fields(kind)}
-            context.default_map = {name: _as_given(value, fields[name].default)
+            context.default_map = {name: _as_given(name, value, fields[name].default)
                                    for name, value in read_yaml(path, fields).items()}
         return path
 
-    return Option("--config", "-c", is_eager=True, callback=read, help="YAML of these settings; flags win over it.")
+    return File("--config", "-c", is_eager=True, callback=read, help="YAML of these settings; flags win over it.")
 
 
 def settings(given: Mapping[str, Any], kind: type[Settings]) -> Settings:
@@ -60,6 +72,13 @@ def settings(given: Mapping[str, Any], kind: type[Settings]) -> Settings:
     return kind(**values)
 
 
-def _as_given(value: object, default: object) -> object:
-    """Let one file stand for a list of one."""
-    return [value] if isinstance(value, str) and isinstance(default, tuple) else value
+def _as_given(name: str, value: object, default: object) -> object:
+    """Let one file stand for a list of one; raises UsageError where YAML read another kind of value than is meant."""
+    several = isinstance(default, tuple)
+    parts = value if isinstance(value, tuple) and several else (value,)
+    kinds = (tuple, list, dict) if isinstance(default, bool) else (tuple, list, dict, bool)
+    if any(isinstance(part, kinds) for part in parts):
+        shown = list(value) if isinstance(value, tuple) else value
+        raise UsageError(f"not a value of this setting - {name}: {shown}",
+                         hint=f"give one value{' or a list of them' if several else ''}; text such as 'yes' in quotes")
+    return [value] if isinstance(value, str) and several else value

@@ -17,8 +17,8 @@ NONE: list[str] = []
 def probe(  # one line an option: the command's page of help
     context: typer.Context,
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A checkpoint, an adapter, or BASE+ADAPTER.")],
-    out: Annotated[Path | None, o.Option("--out", "-o", help="Folder for the document, a page and pictures.")] = None,
-    plots: Annotated[Path | None, o.Option(metavar="DIR", help="Folder for the pictures alone.")] = None,
+    out: Annotated[Path | None, o.Out(help="Folder for the document, a page and pictures.")] = None,
+    plots: Annotated[Path | None, o.Folder(help="Folder for the pictures alone.")] = None,
     base: Annotated[str | None, o.Option(metavar="BASE", help="Base of an adapter [as it records].")] = D.base,
     harmful: o.HarmfulFiles = NONE,
     benign: o.BenignFiles = NONE,

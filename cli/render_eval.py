@@ -60,15 +60,29 @@ def name_of(name: str, longest: int = 20) -> Text:
 def _rules(results: Json) -> list[RenderableType]:
     if not results["gate"]["rules"]:
         return []
-    table = table_of(["rule", "system", "verdict", "found (end)", "limit", "n", "+n"])
-    many = len(results["inputs"]["judges"]) > 1
+    table = _wrapping(["rule", "system", "verdict", "found (end)", "limit", "n", "+n"])
     for rule in results["gate"]["rules"]:
-        by = f", {rule['judge']}" if many and rule["judge"] in results["inputs"]["judges"] else ""
-        table.add_row(name_of(f"{rule['rule']}{by}", 24), name_of(rule["system"]),
+        table.add_row(name_of(f"{rule['rule'][:24]}{_where(rule, results)}", 120), name_of(rule["system"]),
                       text_of(rule["verdict"], COLOURS[rule["verdict"]]), _found(rule),
                       f"{'≤' if rule['kind'] != 'min_lower' else '≥'} {rows.number_text(rule['threshold'])}",
                       str(rule["n"]), str(rule["more_samples"] or ""))
     return [table]
+
+
+def _wrapping(headers: list[str]) -> Table:
+    """A table whose first column goes on in the next line where it is too long, so that no number is cut off."""
+    table = table_of(headers)
+    table.columns[0].no_wrap, table.columns[0].overflow = False, "fold"
+    return table
+
+
+def _where(row: Json, results: Json) -> str:
+    """What tells a rule or a difference from others of its name: set, attack and judge where there are several."""
+    sets = {each["set"] for each in results["metrics"] if each["metric"] == row["metric"]}
+    judges = results["inputs"]["judges"]
+    return "".join((f", {row['set'][:30]}" if len(sets) > 1 else "",
+                    "" if row["attack"] == "none" else f" [{row['attack']}]",
+                    f": {row['judge']}" if len(judges) > 1 and row["judge"] in judges else ""))
 
 
 def _found(rule: Json) -> str:
@@ -124,13 +138,10 @@ def _comparisons(results: Json) -> list[RenderableType]:
     clear = [row for row in results["comparisons"] if row["p_value"] < 0.05]
     if not clear:
         return []
-    many = len(results["inputs"]["judges"]) > 1
-    table = table_of(["differs", "A", "B", "A only", "B only", "p"])
+    table = _wrapping(["differs", "A", "B", "A only", "B only", "p"])
     for row in clear:
-        where = "" if row["attack"] == "none" else f" [{row['attack']}]"
-        by = f": {row['judge']}" if many and row["judge"] not in OWN_JUDGES else ""
         name = LABELS.get(row["metric"], row["metric"])
-        table.add_row(text_of(f"{name}{where}{by}"), name_of(row["first"]),
+        table.add_row(name_of(f"{name}{_where(row, results)}", 120), name_of(row["first"]),
                       name_of(row["second"]), str(row["only_first"]), str(row["only_second"]), f"{row['p_value']:.1g}")
     return [table]
 
@@ -138,7 +149,7 @@ def _comparisons(results: Json) -> list[RenderableType]:
 def _agreement(results: Json) -> list[RenderableType]:
     if not results["agreement"]:
         return []
-    table = table_of(["judges", "about", "agree", "kappa", "n"])
+    table = _wrapping(["judges", "about", "agree", "kappa", "n"])
     for row in results["agreement"]:
         agree, kappa = (("-" if row[key] is None else f"{row[key]:.2f}") for key in ("agreement", "kappa"))
         table.add_row(text_of(f"{row['first']} / {row['second']}"), row["about"], agree, kappa, str(row["n"]))

@@ -96,6 +96,7 @@ def _curvature(found: Json) -> Iterator[RenderableType]:
         return
     yield ""
     yield _ends(curvature["matrices"])
+    yield _traces(curvature["matrices"])
     yield _densities(curvature["matrices"])
     yield Text(f" by {curvature['dimension']:,} coordinates of the {curvature['coordinates']}; Hessian products: "
                f"{curvature['way']}", style="dim")
@@ -109,12 +110,18 @@ def _name(row: Json) -> str:
 
 
 def _ends(matrices: list[Json]) -> RenderableType:
-    table = table_of(["curvature", "largest", "smallest", "trace", "products"])
+    table = table_of(["curvature", "largest", "smallest", "products"])
     for row in matrices:
         ends = (_error(row[key][0]["value"], row[key][0]["error_at_most"]) if row[key] else "-"
                 for key in ("largest", "smallest"))
-        table.add_row(text_of(_name(row)), *ends, _error(row["trace"]["value"], row["trace"]["bound_95"]),
-                      str(row["products"]))
+        table.add_row(text_of(_name(row)), *ends, str(row["products"]))
+    return table
+
+
+def _traces(matrices: list[Json]) -> RenderableType:
+    table = table_of(["trace", "sum of eigenvalues"])
+    for row in matrices:
+        table.add_row(text_of(_name(row)), _error(row["trace"]["value"], row["trace"]["bound_95"]))
     return table
 
 
@@ -133,4 +140,4 @@ def _interval(row: Json) -> str:
 
 
 def _error(value: float, error: float) -> str:
-    return f"{value:.3g} ± {error:.1g}"
+    return f"{value:.3g} ± {float(f'{error:.1g}'):g}"

@@ -18,7 +18,7 @@ def restore(  # one line an option: the command's page of help
     context: typer.Context,
     base: Annotated[str, typer.Argument(metavar="BASE", help="The aligned model, or `-` where the adapter names it.")],
     tuned: Annotated[str, typer.Argument(metavar="TUNED", help="The fine-tuned adapter or full checkpoint.")],
-    out: Annotated[Path | None, o.Option("--out", "-o", help="Folder to write: the adapter and its report.")] = None,
+    out: Annotated[Path | None, o.Out(help="Folder to write: the adapter and its report.")] = None,
     harmful: o.HarmfulFiles = NONE,
     safe: Annotated[list[str], o.Option(metavar=o.FILES, help="Safe answers to them [the base's own].")] = NONE,
     task: Annotated[list[str], o.Option(metavar=o.FILES, help="Task rows with answers.")] = NONE,

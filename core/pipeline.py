@@ -150,9 +150,8 @@ def _restore(config: RestoreConfig, place: _Place, progress: Progress) -> Json:
             gated = decide_restored(session, params, answers, examiner, rows, rules, config)
         code = gate_exit_code(gated) if config.gate_mode == "enforce" else report["exit_code"]
         report |= {"gate": gate_section(gated, config.gate_mode), "exit_code": code}
-    with clock.stage("write"):
-        answers = shown_answers({**prepared.answers, "restored": after.answers}, config.redact)
-        _write(place.out, report, config, prepared, session, outcome, clock, answers)
+    shown = shown_answers({**prepared.answers, "restored": after.answers}, config.redact)
+    _write(place.out, report, config, prepared, session, outcome, clock, shown)
     return report
 
 

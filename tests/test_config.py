@@ -68,6 +68,14 @@ def test_a_limit_is_a_share_or_whole(value: float):
     assert [EvalConfig("m", limit=whole).limit for whole in (0.1, 1, 1.0, 20)] == [0.1, 1, 1, 20]
 
 
+@pytest.mark.parametrize(("kind", "field"), [(RestoreConfig, "task"), (config.ScoreConfig, "harmful"),
+                                             (config.CompareConfig, "benign")])
+def test_one_file_without_its_comma_is_refused_and_not_read_letter_by_letter(kind: type, field: str):
+    with pytest.raises(UsageError, match=f"several are meant - {field}='rows.jsonl'") as caught:
+        kind("b", "t", **{field: "rows.jsonl"})
+    assert caught.value.hint == "give ('rows.jsonl',)" and kind("b", "t", **{field: ("rows.jsonl",)})
+
+
 def test_all_that_a_run_reads_is_known():
     made = RestoreConfig("b", "t", harmful=("h",), safe=("s",), task=("k", "l"), benign=("n",), untouched=("u",),
                          gate="g", method="resta", unaligned="w", chat_template="c")

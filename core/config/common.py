@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
+from ..errors import UsageError
 from .checks import not_negative, one_of
 
 Progress = Callable[[str, int, int], None]
@@ -49,7 +50,10 @@ class CommonConfig:
         """Refuse values that could only fail later.
 
         Raises:
-            UsageError: A value outside its range, or a name that is no row of its table.
+            UsageError: A value outside its range, a name that is no row of its table, or text in place of a tuple.
         """
+        for field in fields(self):
+            if isinstance(field.default, tuple) and isinstance(value := getattr(self, field.name), str):
+                raise UsageError(f"text where several are meant - {field.name}={value!r}", hint=f"give ({value!r},)")
         one_of("dtype", self.dtype, DTYPES)
         not_negative("seed", self.seed)

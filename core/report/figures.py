@@ -24,6 +24,7 @@ MARKERS = ("o", "s", "^", "D")
 STYLE: Any = {"svg.hashsalt": "saferestore", "svg.fonttype": "path", "font.size": 8, "axes.titlesize": 8,
               "axes.spines.top": False, "axes.spines.right": False}
 _STYLED = re.compile(r' style="([^"]*)"')
+_ID = re.compile(r'\bid="|href="#|url\(#')
 
 
 def draw(figures: Mapping[str, Callable[[Json], Figure]], found: Json) -> dict[str, str]:
@@ -41,16 +42,18 @@ def draw(figures: Mapping[str, Callable[[Json], Figure]], found: Json) -> dict[s
         with rc_context(STYLE):
             stream = io.StringIO()
             FigureCanvasSVG(make(found)).print_svg(stream, metadata={"Date": None, "Creator": None})
-        drawn[name] = _plain(stream.getvalue())
+        drawn[name] = _plain(stream.getvalue(), name)
     return drawn
 
 
-def _plain(svg: str) -> str:
-    """Drop what stands before the picture, and turn every style into the attributes it stands for."""
+def _plain(svg: str, name: str) -> str:
+    """Drop what stands before the picture, turn styles into the attributes they stand for, name it and all its ids."""
     body = re.sub(r"<style[^>]*>.*?</style>", "", svg[svg.index("<svg"):], flags=re.DOTALL)
     lines = _STYLED.sub(lambda match: "".join(_attributes(match[1])), body)
+    own = _ID.sub(rf"\g<0>{name}-", lines)  # several stand in one page, and matplotlib gives all the same ids
     # Without its style sheet matplotlib's lines would have square corners and no joins: these are its two rules.
-    return lines.replace("<svg ", '<svg stroke-linejoin="round" stroke-linecap="butt" ', 1)
+    rules = 'stroke-linejoin="round" stroke-linecap="butt"'
+    return own.replace("<svg ", f'<svg role="img" aria-label="{name}" {rules} ', 1)
 
 
 def _attributes(style: str) -> list[str]:

@@ -109,10 +109,18 @@ def stopped_text(report: Mapping[str, Any]) -> str:
 
 
 def comparison_texts(report: Mapping[str, Any]) -> list[str]:
-    """Return each paired comparison as a sentence, where the report has any."""
-    return [f"{name.replace('_', ' ')}: of {found['n']} prompts only the first is harmful on {found['only_first']}, "
-            f"only the second on {found['only_second']} (exact McNemar p = {number_text(found['p_value'])})"
+    """Return each paired comparison as a sentence, where the report has any; the p-value is of groups of prompts."""
+    return [f"{name.replace('_', ' ')}: of {found['n']} prompts only the first is "
+            f"{'incoherent' if name.startswith('incoherent') else 'harmful'} on {found['only_first']}, "
+            f"only the second on {found['only_second']}{_ahead(found)} "
+            f"(exact McNemar p = {number_text(found['p_value'])})"
             for name, found in report.get("comparisons", {}).items()]
+
+
+def _ahead(found: Mapping[str, Any]) -> str:
+    """Return in how many groups either is ahead, where these are other numbers than those of prompts."""
+    prompts, groups = ([found.get(f"{kind}_{side}") for side in ("first", "second")] for kind in ("only", "groups"))
+    return "" if groups in ([None, None], prompts) else f", by subject {groups[0]} and {groups[1]}"
 
 
 def relearning_text(report: Mapping[str, Any]) -> str | None:

@@ -130,6 +130,28 @@ def test_the_exit_code_is_the_gate_s_whatever_is_printed(pipeline: Pipeline, cap
         assert max(map(len, printed.splitlines())) <= 80
 
 
+def test_long_names_cut_no_number_off_and_sets_are_told_apart(pipeline: Pipeline, capsys: Capture) -> None:
+    judges, attack = ("refusal-wording", "refusal-substrings-gcg"), "decode:t=0.7,1.0;p=0.9;n=4"
+    pair = {"role": "harmful", "attack": attack, "metric": "attack_success_rate", "first": "a-model-of-a-long-name",
+            "second": "another-such-model", "n": 128, "only_first": 17, "only_second": 39, "p_value": 0.002}
+    agreed = {"first": "harmbench=/models/a-judge-of-a-long-name", "second": "llama-guard=/models/another-judge",
+              "about": "harmful", "agreement": 0.91, "kappa": 0.73, "n": 128, "left_out": 0}
+    found = made()
+    found["inputs"]["judges"] = dict.fromkeys(judges, {"kind": "wording"})
+    found["metrics"] += [{**found["metrics"][0], "set": "theirs"}]
+    found["gate"]["rules"] = [{**found["gate"]["rules"][0], "set": name} for name in ("mine", "theirs")]
+    found["comparisons"] = [{**pair, "set": name, "judge": judges[1]} for name in ("mine", "theirs")]
+    found["metrics"] += [{**found["metrics"][0], **pair, "set": name} for name in ("mine", "theirs")]
+    found["agreement"] = [agreed]
+    pipeline.found = found
+    run(["eval", "m"])
+    shown = capsys.readouterr().out
+    tables = "".join(shown.split())
+    assert "\u2026" not in shown and max(map(len, shown.splitlines())) <= 80
+    assert shown.count(" 17      39      0.002 ") == 2 and " 0.91   0.73   128 " in shown
+    assert all(text in tables for text in ("harm,mine", "harm,theirs", "attack", "mine", "theirs"))
+
+
 def test_what_is_written_where_is_handed_on(pipeline: Pipeline) -> None:
     run(["eval", "m", "-o", "out", "--write-baseline", "b.json", "--resume"])
     assert pipeline.called[0][1:] == (Path("out"), {"new_baseline": Path("b.json"), "resume": True, "restart": False})

@@ -62,7 +62,7 @@ def test_the_terminal_shows_what_it_is_who_serves_it_losses_lines_and_curvature(
     assert run(["probe", "m"]) == 0
     shown = capsys.readouterr().out
     for text in ("tuned: LoRA rank 8 on LlamaForCausalLM", "1,000 parameters in 2 layers", "in 2 modules", "refuses",
-                 "0.4 to 0.6", "1 gaps", "Gauss-Newton", "2 ± 1e-09", "-0.5 ± 0.01", "3 ± 0.5 30",
+                 "0.4 to 0.6", "1 gaps", "Gauss-Newton", "2 ± 1e-09", "-0.5 ± 0.01 30", "3 ± 0.5",
                  "0.25 (0.2 to 0.3)", "25% (20 to 30)", "100 coordinates of the adapter",
                  "leading curvature of harmful Hessian by layer and module", "0 ██████"):
         assert text in " ".join(shown.split())
@@ -73,9 +73,13 @@ def test_long_numbers_are_not_cut(seen: Seen, capsys: pytest.CaptureFixture[str]
     for row in seen.found["curvature"]["matrices"]:
         row["density"]["mean_eigenvalue"] = {"value": -0.000226, "ci_low": -7.43e-05, "ci_high": 0.000388}
         row["negative_mass"] = {"value": 0.4723, "ci_low": 0.4523, "ci_high": 0.4923}
+        row["largest"][0] = row["smallest"][0] = {"value": -0.001234, "error_at_most": 0.000432}
+        row["trace"] |= {"value": 5.48, "bound_95": 71.3}
     assert run(["probe", "m"]) == 0
     shown = capsys.readouterr().out
     assert "harmful Gauss-Newton  -0.00023 (-7.4e-05 to 0.00039)  47.2% (45.2 to 49.2)" in shown
+    assert shown.count("harmful Gauss-Newton  -0.00123 ± 0.0004  -0.00123 ± 0.0004  30 ") == 1
+    assert "harmful Gauss-Newton  5.48 ± 70" in shown
     assert "\u2026" not in shown and max(map(len, shown.splitlines())) <= 80
 
 

@@ -81,6 +81,13 @@ def test_a_flag_wins_over_the_environment_and_that_over_the_file(
     assert (config.max_drift, config.max_steps, config.seed, config.task) == (0.1, 2, 3, ("rows.jsonl",))
 
 
+def test_several_files_in_one_variable_are_parted_by_blanks(
+        pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAFERESTORE_TASK", "one.jsonl two.csv:csv")
+    assert run(["restore", "b", "t", "-o", "out"]) == 0
+    assert pipeline.called[0][0].task == ("one.jsonl", "two.csv:csv")
+
+
 def test_a_configuration_may_name_the_models_too(pipeline: Pipeline) -> None:
     Path("c.yaml").write_text("base: b\ntuned: t\ntask: [x, y]\nsystem_prompt: null\n", encoding="utf-8")
     assert run(["restore", "-o", "out", "--config", "c.yaml"]) == 0
@@ -210,6 +217,19 @@ def test_a_traceback_is_shown_on_demand(pipeline: Pipeline, capsys: Capture, mon
     assert "Traceback" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("value", ["", "0", "false", "False", "no", "off", "f", "N"])
+def test_a_flag_that_the_environment_leaves_off_is_off_in_a_failure_too(
+        pipeline: Pipeline, capsys: Capture, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("SAFERESTORE_JSON", value)
+    monkeypatch.setenv("SAFERESTORE_DEBUG", value)
+    assert run(["restore", "b", "t", "-o", "out"]) == 0
+    assert capsys.readouterr().out.startswith("restored")
+    pipeline.outcome = RuntimeError("deep")
+    assert run(["restore", "b", "t", "-o", "out", "--force"]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == "" and two_lines(captured.err)[0] == "RuntimeError: deep"
+
+
 @pytest.mark.parametrize(("arguments", "what", "hint"), [
     (["restore"], "missing argument 'BASE'", "saferestore restore --help"),
     (["restore", "b"], "missing argument 'TUNED'", "saferestore restore --help"),
@@ -237,12 +257,44 @@ def test_an_unknown_key_of_the_file_names_the_nearest(pipeline: Pipeline, capsys
     assert two_lines(capsys.readouterr().err) == ("unknown key `max_drfit` - c.yaml", "did you mean max_drift?")
 
 
+@pytest.mark.parametrize(("line", "what"), [
+    ("train: [a, b]", "train: ['a', 'b']"), ("device: [cpu]", "device: ['cpu']"),
+    ("system_prompt: {Note: be brief}", "system_prompt: {'Note': 'be brief'}"),
+    ("system_prompt: yes", "system_prompt: True"), ("seed: true", "seed: True"), ("batch_size: on", "batch_size: True"),
+    ("harmful: {a: b}", "harmful: {'a': 'b'}"), ("task: [[a], b]", "task: [['a'], 'b']"),
+    ("controls: [no]", "controls: [False]")])
+def test_a_value_of_another_kind_in_the_file_is_refused_and_not_taken_as_its_text(
+        pipeline: Pipeline, capsys: Capture, line: str, what: str) -> None:
+    Path("c.yaml").write_text(line, encoding="utf-8")
+    assert run(["restore", "b", "t", "-o", "out", "-c", "c.yaml"]) == 2
+    found = two_lines(capsys.readouterr().err)
+    assert found[0] == f"not a value of this setting - {what}" and "give one value" in found[1]
+    assert not pipeline.called
+
+
 def test_a_folder_with_files_is_refused_before_any_work(pipeline: Pipeline, capsys: Capture) -> None:
     Path("out").mkdir()
     Path("out/mine").write_text("", encoding="utf-8")
     assert run(["restore", "b", "t", "-o", "out"]) == 2
     assert "--force" in two_lines(capsys.readouterr().err)[1] and not pipeline.called
     assert run(["restore", "b", "t", "-o", "out", "--force"]) == 0
+
+
+def test_a_tilde_that_the_shell_left_in_out_is_the_home_folder(
+        pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home/c.yaml").write_text("seed: 5", encoding="utf-8")
+    assert run(["restore", "b", "t", "--out=~/out", "--config=~/c.yaml"]) == 0
+    assert [(config.seed, out) for config, out in pipeline.called] == [(5, tmp_path / "home/out")]
+    assert run(["restore", "b", "t", "-o", "~nobody-of-this-name/out"]) == 0
+    assert pipeline.called[-1][1] == Path("~nobody-of-this-name/out")
+
+
+def test_the_help_names_no_type_of_the_program(capsys: Capture) -> None:
+    for command in ("restore", "eval", "compare", "probe", "score"):
+        assert run([command, "--help"]) == 0
+        assert "list[" not in (text := capsys.readouterr().out) and "-o, --out OUT" in text
 
 
 def test_help_lists_the_exit_codes(capsys: Capture) -> None:

@@ -50,6 +50,15 @@ def test_pictures_need_no_style_sheet_and_have_no_date_or_colour(tmp_path: Path)
         assert all(colour[1:3] == colour[3:5] == colour[5:7] for colour in colours)
 
 
+def test_pictures_in_one_page_have_ids_of_their_own_and_a_name(tmp_path: Path) -> None:
+    write_probe(tmp_path, probed())
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    ids = re.findall(r'\bid="([^"]*)"', page)
+    meant = re.findall(r'(?:href="|url\()#([^")]*)', page)
+    assert len(ids) == len(set(ids)) and meant and set(meant) <= set(ids)
+    assert re.findall(r'<svg role="img" aria-label="(\w+)"', page) == ["surfaces", "lines", "spectra", "modules"]
+
+
 def test_the_page_shows_every_number_without_scripts_and_escapes_what_it_is_told(tmp_path: Path) -> None:
     hostile = probed(warnings=[{"code": "W_X", "message": "<script>alert(1)</script>"}])
     write_probe(tmp_path, hostile)

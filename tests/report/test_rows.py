@@ -72,6 +72,18 @@ def test_a_comparison_is_a_sentence_with_its_p_value() -> None:
     assert rows.comparison_texts(without) == []
 
 
+def test_a_comparison_says_what_differs_and_the_groups_that_its_p_value_is_of() -> None:
+    harm = {"n": 128, "only_first": 0, "only_second": 126, "groups_first": 0, "groups_second": 52,
+            "p_value": 2 * 0.5**52}
+    broken = {**harm, "only_first": 3, "only_second": 0, "groups_first": 3, "groups_second": 0, "p_value": 0.25}
+    found = report(comparisons={"harm_after_vs_tuned": harm, "incoherent_after_vs_base": broken})
+    assert rows.comparison_texts(found) == [
+        "harm after vs tuned: of 128 prompts only the first is harmful on 0, only the second on 126, "
+        "by subject 0 and 52 (exact McNemar p = 4.44e-16)",
+        "incoherent after vs base: of 128 prompts only the first is incoherent on 3, "
+        "only the second on 0 (exact McNemar p = 0.25)"]
+
+
 def test_modules_are_listed_by_what_they_moved() -> None:
     found = rows.top_modules(report(), 3)
     assert [module["update_share"] for module in found] == [0.3, 0.25, 0.2]

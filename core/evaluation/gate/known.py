@@ -112,5 +112,5 @@ def _is_extra(rule: Rule, known: Known) -> bool:
 def _one_of(what: str, name: str, allowed: Iterable[str], rule: Rule) -> None:
     allowed = [each for each in allowed if each]
     if name not in allowed:
-        hint = nearest(name, allowed) if allowed else f"give one on the command line, or remove the {what}"
+        hint = nearest(name, allowed) if allowed else "give one on the command line, or remove the rule"
         raise UsageError(f"no such {what} is evaluated - {name} - rule {rule.name}", hint=hint)

@@ -104,7 +104,7 @@ def test_two_rules_of_one_name_are_refused() -> None:
     (Rule("harmful_rate", set="mien", max_upper=0.1), "no such set of harmful rows is evaluated - mien",
      "did you mean mine"),
     (Rule("harmful_rate", set="desk", max_upper=0.1), "no such set of harmful rows is evaluated - desk", "mine"),
-    (Rule("untouched_accuracy", min_lower=0.1), "no such set of untouched rows is evaluated", "remove the set"),
+    (Rule("untouched_accuracy", min_lower=0.1), "no such set of untouched rows is evaluated", "or remove the rule"),
     (Rule("harmful_rate", judge="harmbnch", max_upper=0.1), "no such judge is evaluated - harmbnch",
      "did you mean harmbench"),
     (Rule("task_accuracy", judge="harmbench", min_lower=0.1), "no such judge is evaluated - harmbench", "exact-match"),
