@@ -4,6 +4,8 @@ r"""Measure what curvature costs: time against one gradient pass over the same t
     python docs/benchmarks/cost.py --shape wide --rows 16 --batch-size 8 --only ekfac LoRA fisher --write cost-wide
     python docs/benchmarks/cost.py --shape half --dtype bfloat16 --rows 16 --batch-size 8 --only ekfac LoRA \
         --write cost-half
+    python docs/benchmarks/cost.py --shape one --dtype bfloat16 --rows 16 --batch-size 4 --only ekfac LoRA \
+        --rounds 2 --memory-repeats 1 --write cost-one
 
 Times: every case is run once a round between two gradient passes and divided by their mean; the table gives the
 median and the range of these ratios over the rounds. Memory: every case runs in a fresh process; its figure is the peak
@@ -62,10 +64,10 @@ class Bench:
 
 
 SHAPES = {"small": (1024, 128, 384, 4, 4, 2), "wide": (32000, 896, 4864, 4, 14, 2),
-          "half": (151936, 896, 4864, 24, 14, 2)}
+          "half": (151936, 896, 4864, 24, 14, 2), "one": (128256, 2048, 8192, 16, 32, 8)}
 """Random Llamas: vocabulary, hidden and inner width, layers, heads, heads of keys. `half` has the shape of a model of
-half a billion parameters (Qwen2.5-0.5B), `wide` its layers, but four of them and a smaller vocabulary: sides of 896 and
-4864 are longer than an EK-FAC engine keeps whole."""
+half a billion parameters (Qwen2.5-0.5B), `one` that of one billion (Llama 3.2 1B), `wide` the layers of `half`, but
+four of them and a smaller vocabulary: sides of 896 and 4864 are longer than an EK-FAC engine keeps whole."""
 
 
 def load(model: str | None, adapter: str | None, shape: str, dtype: torch.dtype) -> nn.Module:

@@ -79,7 +79,7 @@ RECIPES: dict[str, Recipe] = {
 
 def _sft(name: str, rows: str, *, replay: bool) -> Method:
     note = "with replay of retain rows" if replay else "without replay"
-    return Method(f"supervised fine-tuning on {rows} safe answers, {note}; AdamW with warm-up",
+    return Method(f"supervised fine-tuning on {rows}, {note}; AdamW with warm-up",
                   "Bianchi et al. 2024; Qi et al. 2024", "all rows of a set make one pass; the best point within the "
                   "budget is taken", RATE, by_training(RECIPES[name]))
 
@@ -107,11 +107,11 @@ METHODS: dict[str, Method] = {
     "simnpo": Method("NPO by mean log-probability, without a reference, beta 2.5, gamma 0",
                      "Fan et al. 2024, arXiv 2410.07163", "none", RATE, by_training(RECIPES["simnpo"]),
                      ("harmful",)),
-    "refusal-sft": _sft("refusal-sft", "all", replay=True),
-    "refusal-sft-1": _sft("refusal-sft-1", "1", replay=True),
-    "refusal-sft-16": _sft("refusal-sft-16", "16", replay=True),
-    "refusal-sft-100": _sft("refusal-sft-100", "100", replay=True),
-    "refusal-sft-no-replay": _sft("refusal-sft-no-replay", "all", replay=False),
+    "refusal-sft": _sft("refusal-sft", "all safe answers", replay=True),
+    "refusal-sft-1": _sft("refusal-sft-1", "one safe answer", replay=True),
+    "refusal-sft-16": _sft("refusal-sft-16", "16 safe answers at most", replay=True),
+    "refusal-sft-100": _sft("refusal-sft-100", "100 safe answers at most", replay=True),
+    "refusal-sft-no-replay": _sft("refusal-sft-no-replay", "all safe answers", replay=False),
     "dpo": Method("safe answers preferred to harmful ones of one prompt, beta 0.1", "Rafailov et al. 2023",
                   "the reference is the tuned model", RATE, by_training(RECIPES["dpo"]), ("harmful",)),
     "safelora": Method("modules whose change lies off the alignment direction are projected on it",
