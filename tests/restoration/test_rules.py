@@ -18,11 +18,11 @@ from saferestore.core.restoration.step import Model
 from saferestore.core.restoration.trust_region import (
     Outcome,
     Problem,
-    _acceptable,
     _damping,
     _learn,
     _State,
     _weight,
+    _wins_back,
     minimise,
 )
 from torch import Tensor
@@ -179,10 +179,34 @@ def test_the_tail_never_shortens_a_step():
 
 @pytest.mark.parametrize(("safety", "drift", "taken"), [
     (0.54, 0.3, True), (0.56, 0.3, False), (0.54, 0.41, False),  # a tenth of the fall by 0.5 may be given back
-    (0.49, 0.05, True), (0.51, 0.05, True), (0.6, 0.05, False)])
-def test_from_beyond_what_is_allowed_a_step_wins_drift_back_or_lowers_s_within_it(safety: float, drift: float,
-                                                                                  taken: bool):
-    assert _acceptable(_at(1.0), _at(0.5, drift=0.4), safety, drift, 0.1) is taken
+    (0.49, 0.05, True), (0.6, 0.05, False)])
+def test_from_beyond_what_is_allowed_a_step_wins_drift_back_and_keeps_most_of_s(safety: float, drift: float,
+                                                                               taken: bool):
+    assert _wins_back(_at(1.0), _at(0.5, drift=0.4), safety, drift) is taken
+
+
+def test_a_step_is_refused_by_the_drift_that_was_measured_however_far_s_falls(run: Any):
+    """D is a hundred times P, which the first attempt cannot know."""
+    outcome, _ = run(_line(100.0), _half_square(METRIC, 100.0), _half_square(METRIC), METRIC,
+                     replace(FREE, max_drift=0.1, drift_weight=1e-6))
+    first = outcome.steps[0]
+    assert first.decrease > 0 and first.drift > replace(FREE, max_drift=0.1).allowed(1) and not first.accepted
+
+
+def test_what_is_allowed_is_brought_to_p_by_the_ratio_that_was_measured_last(run: Any):
+    """D is a quarter of P: the first step spends a quarter of what is allowed, the second all of it."""
+    settings = replace(FREE, max_drift=1.0, max_steps=10, path_slack=3.0, drift_weight=1e-6, damping=1e-12)
+    outcome, _ = run(_line(100.0), _half_square(METRIC, 0.25), _half_square(METRIC), METRIC, settings)
+    wanted = [0.25 * settings.allowed(1), settings.allowed(2)]
+    assert [step.drift for step in outcome.steps[:2]] == pytest.approx(wanted, rel=1e-6)
+
+
+@pytest.mark.parametrize(("fall", "taken"), [(5e-6, False), (5e-5, True)])
+def test_a_fall_that_may_be_one_of_rounding_is_none(run: Any, fall: float, taken: bool):
+    budget = fall**2 / (2 * float(SLOPE @ torch.linalg.solve(METRIC, SLOPE)))  # P of a step that lowers S so far
+    settings = replace(FREE, max_drift=budget, drift_weight=1e-9, damping=1e-12, path_slack=1.0, path_drift=0.0)
+    outcome, _ = run(_line(1.0), _half_square(METRIC, 0.9), _half_square(METRIC), METRIC, settings)
+    assert outcome.steps[0].decrease == pytest.approx(fall, rel=1e-3) and outcome.steps[0].accepted is taken
 
 
 @pytest.mark.parametrize(("factor", "accepted", "lowered", "won_back", "scale", "reach", "back"), [
