@@ -47,10 +47,6 @@ class Density:
         found = [exact + float((w * f(x)).sum()) for x, w in zip(self.nodes, self.weights, strict=True)]
         return np.array(found or [exact])
 
-    def moment(self, power: int) -> float:
-        """Return the mean of the eigenvalues' powers."""
-        return self.estimated_moment(power).value
-
     def estimated_moment(self, power: int) -> Estimate:
         """Return the mean of the eigenvalues' powers with its interval over probes."""
         return estimate(self.per_probe(lambda x: x**power))

@@ -19,7 +19,6 @@ Floats = np.ndarray
 LEAST = 10
 """Rows, or directions, below which a correlation says nothing: at 10, r = .63 is the 5% bound of no correlation."""
 REPLICATES = 1000
-RANKED: Mapping[str, bool] = {"pearson": False, "spearman": True}
 
 
 @dataclass(frozen=True)

@@ -7,19 +7,16 @@ one derivative of each row's loss along u. F is the Fisher matrix of the trainin
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-import torch
-from torch import Tensor
-
 from ..checkpoint.session import LiveModel
+from ..curvature.datainf import datainf_solve
 from ..curvature.diagonal import diagonal_fisher
 from ..curvature.engines import ENGINES, EngineInputs
-from ..curvature.fisher import RowScores, per_row_gradients
-from ..losses import AnswerLogits, Loss, row_count, token_losses
-from ..params import Params, zeros
+from ..losses import Loss
+from ..params import Params
 
 
 @dataclass(frozen=True)
@@ -79,39 +76,9 @@ def _identity(inputs: QueryInputs) -> Query:
     return Query(inputs.gradient, 1.0)
 
 
-def row_losses_gradients(inputs: QueryInputs) -> Iterator[RowScores]:
-    """Yield, a batch at a time, grad l_i of the training rows, scaled so that their mean is that of the loss."""
-    loss = inputs.training
-    weight = loss.token_weight * row_count(loss.batches)
-    scalar: Callable[[AnswerLogits], Tensor] = lambda out: token_losses(out).sum() * weight  # noqa: E731
-    for batch in loss.batches:
-        yield per_row_gradients(inputs.live, batch, scalar)
-
-
 def _datainf(inputs: QueryInputs) -> Query:
-    """DataInf (Kwon et al. 2024): the mean of the inverses of g_i g_i' + lambda I in place of the inverse of the mean.
-
-    A block is a parameter; its lambda is `damping` times the mean square of its gradients' entries (0.1 there).
-
-    Returns:
-        The query, from two backward passes: squares first, then the sum.
-    """
-    count = row_count(inputs.training.batches)
-    squares = dict.fromkeys(inputs.gradient, 0.0)
-    for rows in row_losses_gradients(inputs):
-        for name, block in rows.items():
-            squares[name] += float(block.double().square().sum())
-    damping = {name: inputs.damping * total / (count * inputs.gradient[name].numel())
-               for name, total in squares.items()}
-    shrunk = zeros(inputs.gradient)
-    for rows in row_losses_gradients(inputs):
-        for name, block in rows.items():
-            g, v = block.flatten(1), inputs.gradient[name].reshape(-1)
-            share = (g @ v) / (damping[name] + g.square().sum(1)) / count
-            shrunk[name] += (share @ g).view_as(shrunk[name])
-    u = {name: (v - shrunk[name]) / damping[name] if damping[name] > 0 else torch.zeros_like(v)
-         for name, v in inputs.gradient.items()}
-    return Query(u, None)
+    """DataInf, of which every parameter has a lambda of its own."""
+    return Query(datainf_solve(inputs.live, inputs.training, inputs.gradient, inputs.damping), None)
 
 
 QUERIES: dict[str, Callable[[QueryInputs], Query]] = {

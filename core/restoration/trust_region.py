@@ -288,7 +288,7 @@ def _search(problem: Problem, settings: Settings, state: _State, operator: Curva
         after, rise = sum(safety), penalty - point.penalty
         decrease = here - after - mu * rise
         predicted = -model.safety_change(nu) - mu * model.penalty_change(nu)
-        accepted = _acceptable(start, point, after, drift, allowed) if point.drift > allowed else (
+        accepted = _wins_back(start, point, after, drift) if point.drift > allowed else (
             decrease > ROUNDING * here and drift <= allowed)
         state.steps.append(Step(number, after + mu * penalty, drift, state.damping, model.scale, accepted, predicted,
                                 decrease, safer.relative_residual))
@@ -311,11 +311,10 @@ def _weight(settings: Settings, state: _State, model: Model, point: Point, allow
     return max(nu, safety_weight(model, gap=state.reach * tail_fall(here, state.goal, settings.furthest), room=room))
 
 
-def _acceptable(start: Point, point: Point, safety: float, drift: float, allowed: float) -> bool:
-    """Tell whether a step wins drift back and keeps most of S, or is within what is allowed again and lowers S."""
+def _wins_back(start: Point, point: Point, safety: float, drift: float) -> bool:
+    """Tell whether a step wins drift back and keeps most of the fall of S so far."""
     here = sum(point.safety)
-    most = here + GIVEN_BACK * max(0.0, sum(start.safety) - here)
-    return drift < point.drift and safety <= most or drift <= allowed and safety < here
+    return drift < point.drift and safety <= here + GIVEN_BACK * max(0.0, sum(start.safety) - here)
 
 
 def _learn(state: _State, measured: float, *, accepted: bool, lowered: bool, won_back: bool) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from saferestore.core.config import ENGINES as NAMES
 from saferestore.core.curvature.diagonal import diagonal_fisher
-from saferestore.core.curvature.engines import ENGINES, EngineInputs
+from saferestore.core.curvature.engines import ENGINES, EngineInputs, passes_at_most
 from saferestore.core.curvature.operator import CurvatureOperator, Identity
 from saferestore.core.losses import cross_entropy
 from saferestore.core.params import dot
@@ -89,3 +89,8 @@ def test_engines_by_products_stop_at_the_products_allowed(name: str):
     operator = _made(name, max_products=3)
     solution = operator.solve(vector_like(live_model().leaves, seed=1), 1e-4)
     assert (solution.products, solution.status) == (3, "limit")
+
+
+@pytest.mark.parametrize(("engine", "lora", "full"), [("ekfac", 13, 15), ("fisher", 12, 13), ("identity", 12, 12)])
+def test_a_run_of_ten_steps_takes_so_many_passes_and_scores_a_fresh_adapter_twice(engine: str, lora: int, full: int):
+    assert passes_at_most(engine, 10, fresh=False) == lora and passes_at_most(engine, 10, fresh=True) == full

@@ -161,3 +161,30 @@ def test_only_the_newest_pairs_are_kept():
     engine = LBFGS(_ill_conditioned(), 1.0, 8, 3, 1e-12)
     engine.solve(vector_like(SHAPES, seed=1), 1e-2)
     assert len(engine.pairs) == 3
+
+
+def test_a_pair_holds_the_image_of_its_vector_without_the_damping():
+    operator = _ill_conditioned()
+    engine = LBFGS(operator, 1.0, 5, 10, 1e-12)
+    engine.solve(vector_like(SHAPES, seed=1), 7.0)
+    assert len(engine.pairs) == 5
+    for s, image in engine.pairs:
+        torch.testing.assert_close(dense.flat(image), operator.matrix @ dense.flat(s))
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("size", [1e-6, 1e6])
+def test_how_long_a_vector_is_changes_nothing_in_its_solve(name: str, size: float):
+    v = vector_like(SHAPES, seed=1)
+    plain, scaled = (SOLVERS[name](_ill_conditioned(), 200, 1e-4).solve(
+        {key: factor * t for key, t in v.items()}, 1.0) for factor in (1.0, size))
+    assert scaled.products == plain.products and plain.status == scaled.status == "converged"
+    torch.testing.assert_close(dense.flat(scaled.x) / size, dense.flat(plain.x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_diagonal_matrix_is_inverted_by_its_preconditioner_in_one_product_whatever_the_damping():
+    diagonal = torch.logspace(-2, 2, 20).double()
+    operator, v = _Given(torch.diag(diagonal), SHAPES), vector_like(SHAPES, seed=1)
+    solution = ConjugateGradients(operator, dense.unflat(diagonal, SHAPES), 1.0, 9, 1e-10).solve(v, 5.0)
+    assert solution.products == 1
+    torch.testing.assert_close(dense.flat(solution.x), dense.flat(v) / (diagonal + 5.0))

@@ -29,6 +29,15 @@ def test_the_bound_holds_in_at_least_90_of_100_seeds(values: Tensor, count: int)
     assert all(each.products <= count for each in found)
 
 
+@pytest.mark.parametrize("count", [12, 30])
+def test_the_bound_is_no_wider_than_students_t_makes_it(count: int) -> None:
+    multiply, like = given.products(given.symmetric(DECAYING)), given.shapes(100)
+    found = [hutchpp(multiply, like, count=count, seed=1000 * seed) for seed in range(100)]
+    error = (sum((each.value - float(DECAYING.sum())) ** 2 for each in found) / 100) ** 0.5
+    wide = sum(each.bound for each in found) / 100 / error
+    assert wide == pytest.approx({12: 3.18, 30: 2.26}[count], rel=0.3)  # its quantile for 3 and 9 degrees of freedom
+
+
 def test_the_bound_holds_for_the_hessian_of_a_model() -> None:
     live, batches = live_model(), ragged_batches()
     exact = dense.hessian(lambda theta: dense.cross_entropy(live, theta, batches), dense.flat(live.leaves))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from typing import Any
 
@@ -31,13 +32,13 @@ def question(name: str, right: int = 0, choices: tuple[str, ...] = WORDS) -> Rec
     return talk.record(name, choices[right], meta={"choices": choices, "right": right})
 
 
-def log_p(record: Record, text: str) -> float:
+def log_p(record: Record, text: str, model: Any = None) -> float:
     """Sum of log p(byte | all before), the prompt and the choice joined as bytes."""
     prompt = list(CHAT.tokenizer(f"user: {record.prompt}<|end|>assistant: ")["input_ids"])
     ids, total = list(CHAT.tokenizer(text)["input_ids"]), 0.0
     for i, token in enumerate(ids):
         with torch.no_grad():
-            logits = tiny()(input_ids=torch.tensor([prompt + ids[:i]])).logits[0, -1]
+            logits = (model or tiny())(input_ids=torch.tensor([prompt + ids[:i]])).logits[0, -1]
         total += torch.log_softmax(logits, -1)[token].item()
     return total
 
@@ -53,6 +54,16 @@ def test_the_choice_is_the_likeliest_by_sum_and_by_character() -> None:
               (("sum", sums), ("normalised", per_character))}
     assert picked["sum"] != picked["normalised"]  # else this could not tell the two apart
     assert tuple(found.right) == tuple(SCORERS)
+
+
+def test_the_end_of_the_turn_is_no_part_of_a_choice() -> None:
+    model, letters = copy.deepcopy(tiny()), tuple("abcdefghijklmnopqrstuvwxyz")
+    with torch.no_grad():
+        model.lm_head.weight[CHAT.stop_ids[0]] *= 5  # how likely the end is now differs widely from choice to choice
+    pick, ended = (int(numpy.argmax([log_p(question("q"), letter + end, model) for letter in letters]))
+                   for end in ("", "<|end|>"))
+    assert pick != ended  # else this could not tell the two apart
+    assert choose(model, [question("q", pick, letters)], CHAT, context=100, batch_size=8).right["choice-sum"]["q"]
 
 
 def test_each_record_is_right_for_exactly_one_of_its_choices() -> None:

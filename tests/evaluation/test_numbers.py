@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -58,6 +59,17 @@ def test_perplexity_of_given_answers_weighs_every_token_alike() -> None:
 def test_harmful_and_benign_sets_have_no_perplexity() -> None:
     harmful = EvaluationSet("h", "harmful", RECORDS, "f", "0" * 64, (), 0)
     assert perplexities(MODEL, "base", [harmful], SETTING, 2, no_progress) == []
+
+
+def test_variants_of_a_row_are_no_further_evidence_of_a_perplexity() -> None:
+    def found(records: tuple[Record, ...]) -> Any:
+        of_set = EvaluationSet("mine", "task", records, "f", "0" * 64, (), 0)
+        [row] = perplexities(MODEL, "base", [of_set], SETTING, 2, no_progress)
+        assert row["n"] == len(records)
+        return pytest.approx((row["value"], row["ci_low"], row["ci_high"]))
+
+    twice = tuple(replace(record, id=f"{record.id}{copy}", group=record.id) for record in RECORDS for copy in "ab")
+    assert found(RECORDS).expected == found(twice)
 
 
 def test_drift_is_the_divergence_from_the_tuned_model_per_token_of_its_answers() -> None:

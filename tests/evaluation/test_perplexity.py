@@ -5,15 +5,11 @@ from __future__ import annotations
 import math
 
 import pytest
-import talk
 import torch
 from cases import live_model, ragged_rows
 from saferestore.core.data.batches import Row, make_batches
-from saferestore.core.data.chat import ChatFormat
 from saferestore.core.errors import NumericalError, UsageError
-from saferestore.core.evaluation.perplexity import perplexity, text_batches
-
-CHAT = ChatFormat(talk.byte_tokenizer(), talk.TEMPLATE)
+from saferestore.core.evaluation.perplexity import perplexity
 
 
 def by_hand(model: torch.nn.Module, rows: list[Row]) -> float:
@@ -72,15 +68,3 @@ def test_a_loss_that_is_no_number_is_an_error() -> None:
         live.model.get_base_model().lm_head.weight.fill_(math.nan)
     with pytest.raises(NumericalError, match="behind a perplexity is not finite"):
         perplexity(live.model, make_batches(ragged_rows(2), batch_size=2, pad_id=0), seed=0)
-
-
-@pytest.mark.parametrize("context", [2, 3, 5, 100])
-def test_a_long_text_is_cut_into_windows_in_which_every_token_but_the_first_is_predicted_once(context: int) -> None:
-    texts = ["abcdefg", "x", "hi"]
-    batches = text_batches(texts, CHAT, context=context, batch_size=3)
-    found: dict[int, list[str]] = {}
-    for batch in batches:
-        assert batch.input_ids.shape[1] <= context
-        for row, ids, labels in zip(batch.rows.tolist(), batch.input_ids, batch.labels, strict=True):
-            found.setdefault(row, []).append(CHAT.text(ids[labels != -100].tolist()))
-    assert {row: sorted("".join(parts)) for row, parts in found.items()} == {0: list("bcdefg"), 1: ["i"]}

@@ -175,6 +175,14 @@ def test_no_prompt_of_a_subject_that_is_trained_on_is_asked(saved: dict[str, tup
     assert asked == {"bad d", "bad e", "bad f"}
 
 
+def test_no_more_prompts_are_asked_than_are_needed(saved: dict[str, tuple[Path, Path]],
+                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    assert relearning.PROBES == 32
+    monkeypatch.setattr(relearning, "PROBES", 3)
+    made, _ = run(opened(saved["adapter"]), lambda _: COMPLIANCE)
+    assert [(row["probes"], row["harmful"]) for row in made] == [(3, [3])] * 2
+
+
 def test_a_model_that_never_gives_in_is_reported_so(saved: dict[str, tuple[Path, Path]]) -> None:
     made, _ = run(opened(saved["adapter"]), refuses("bad"))
     assert [row["steps"] for row in made] == [None, None]

@@ -105,5 +105,13 @@ def test_an_unrelated_model_has_weights_of_the_same_size_in_other_places(how: st
                 assert torch.allclose(torch.linalg.svdvals(p.detach()), torch.linalg.svdvals(before[name]))
 
 
+def test_both_the_rows_and_the_columns_of_a_matrix_are_shuffled() -> None:
+    p = torch.randn(40, 30, generator=torch.Generator().manual_seed(1))
+    found = UNRELATED["shuffled"](p, torch.Generator().manual_seed(0))
+    for old, new in ((p, found), (p.T, found.T)):  # a row is another one's numbers in another order
+        assert {tuple(sorted(row.tolist())) for row in old} == {tuple(sorted(row.tolist())) for row in new}
+        assert not {tuple(row.tolist()) for row in old} & {tuple(row.tolist()) for row in new}
+
+
 def _norm(p: Tensor) -> float:
     return float(p.detach().norm())

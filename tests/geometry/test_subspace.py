@@ -60,3 +60,13 @@ def test_a_module_that_is_not_there_is_refused() -> None:
     shapes = {"nowhere": Shape(torch.ones(3), 4)}
     with pytest.raises(KeyError), in_subspace(live_model().model, shapes, rank=2, seed=1):
         pass
+
+
+def test_a_seed_has_one_subspace_and_another_seed_another() -> None:
+    model, batches = live_model().model, ragged_batches()
+    away = []
+    for seed in (1, 1, 2):
+        with in_subspace(model, two(model), rank=1, seed=seed) as live:
+            write_params(live, {name: 0.3 * v for name, v in vector_like(live.leaves, seed=2).items()})
+            away.append(row_losses(live.model, batches)[0])
+    assert torch.equal(away[0], away[1]) and not torch.allclose(away[0], away[2], rtol=1e-3)

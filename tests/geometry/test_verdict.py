@@ -61,6 +61,13 @@ def test_the_verdict_is_told_in_plain_words_with_both_numbers() -> None:
     assert told[-1] == "harmful rows are more alike than task rows by 3 of 4 measures, less by 0, undecided by 1"
 
 
+def test_rows_that_are_less_alike_than_task_rows_are_counted_apart() -> None:
+    pair, task = ({name: alike(value, seed=i) for name in HEADLINE} for i, value in enumerate((0.3, 0.9)))
+    task["change_pearson"], task["surface_pearson"] = alike(0.1, seed=2), alike(0.3, seed=3)
+    told = sentences([find(HEADLINE[0], pair[HEADLINE[0]], task[HEADLINE[0]])], pair, pair, task, "shuffled")
+    assert told[-1] == "harmful rows are more alike than task rows by 1 of 4 measures, less by 2, undecided by 1"
+
+
 def test_what_the_base_has_with_itself_is_told_where_it_is_below_one() -> None:
     value, space = alike(0.2, seed=1), "eigenspace_overlap"
     told = sentences([find(space, value, value, 0.4)], dict.fromkeys(HEADLINE, value), {space: value},

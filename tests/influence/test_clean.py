@@ -71,7 +71,7 @@ def test_a_rule_is_auto_a_number_of_rows_or_a_threshold_and_never_takes_rows_tha
     influences = {0: 5.0, 1: -7.0, 2: 0.1, 3: 4.0, 4: 0.2}
     assert threshold(influences, "auto") == 0.2
     assert threshold(influences, "2") == 0.2
-    assert threshold(influences, "100") == 0.0
+    assert threshold(influences, "4") == threshold(influences, "100") == 0.0
     assert threshold(influences, "0.15") == 0.15
 
 

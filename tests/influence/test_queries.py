@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from functools import cache
 
+import pytest
 import torch
 from saferestore.core.checkpoint.session import LiveModel
+from saferestore.core.curvature.datainf import row_losses_gradients
+from saferestore.core.curvature.diagonal import diagonal_fisher
 from saferestore.core.curvature.kfac import factor_bytes, kronecker_factors
-from saferestore.core.influence.queries import (
-    QUERIES,
-    QueryInputs,
-    row_losses_gradients,
-)
+from saferestore.core.influence.queries import QUERIES, QueryInputs
 from saferestore.core.influence.rows import by_forward_mode, row_sums
 from saferestore.core.losses import cross_entropy
 from saferestore.core.params import Params
@@ -43,11 +42,12 @@ def _gradients(live: LiveModel) -> Tensor:
 
 def test_row_gradients_average_to_the_gradient_of_the_loss():
     inputs = _inputs()
-    blocks = [torch.cat([b.flatten(1) for b in rows.values()], 1) for rows in row_losses_gradients(inputs)]
-    found = torch.cat(blocks).mean(0)
+    found = row_losses_gradients(inputs.live, inputs.training)
+    blocks = [torch.cat([b.flatten(1) for b in rows.values()], 1) for rows in found]
+    mean = torch.cat(blocks).mean(0)
     theta = dense.flat(inputs.live.leaves)
     wanted = dense.gradient(lambda t: dense.cross_entropy(inputs.live, t, ragged_batches(ROWS)), theta)
-    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(mean, wanted)
 
 
 def test_datainf_is_the_mean_of_the_inverses_a_parameter():
@@ -97,3 +97,11 @@ def test_influence_is_the_derivative_of_safety_at_the_quadratic_models_minimiser
     safety = s @ _minimiser(matrix, gradients, weights, query.damping)
     wanted = torch.autograd.grad(safety, weights)[0]  # of I(z)/N
     assert dense.relative_error(_along(inputs, query.u) / ROWS, wanted) < 1e-6
+
+
+def test_the_damping_of_an_engine_is_a_share_of_the_mean_diagonal_of_its_own_matrix():
+    inputs = _inputs()
+    f = dense.flat(diagonal_fisher(inputs.live, (inputs.training,), seed=1).f)
+    query = QUERIES["diagonal"](inputs)
+    assert query.damping == pytest.approx(0.1 * float(f.mean()))
+    torch.testing.assert_close(dense.flat(query.u), dense.flat(inputs.gradient) / (f + 0.1 * f.mean()))

@@ -72,6 +72,20 @@ def test_a_difference_agrees_with_forward_mode_to_1e_6_token_by_token(family: st
     assert all(torch.equal(before[name], t) for name, t in read_params(live).items())
 
 
+def test_a_difference_moves_as_far_either_way_as_its_length_in_norms_of_the_adapter(monkeypatch: pytest.MonkeyPatch):
+    live, batches, u = _case()
+    start, seen = dense.flat(live.leaves).detach(), list[Tensor]()
+
+    def losses(*_: object, **__: object) -> tuple[Tensor, Tensor]:
+        seen.append(dense.flat(live.leaves).detach())
+        return torch.zeros(1), torch.ones(1)
+
+    monkeypatch.setattr(module, "_losses", losses)
+    by_difference(live, batches, u, 0.25)
+    way = 0.25 * start.norm() * dense.flat(u) / dense.flat(u).norm()
+    torch.testing.assert_close(torch.stack(seen), torch.stack([start + way, start - way]))
+
+
 def test_tokens_are_numbered_within_their_row():
     live, batches, u = _case()
     found = by_forward_mode(live, batches, u)

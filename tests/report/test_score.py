@@ -322,6 +322,17 @@ def test_rows_are_scored_where_s_has_made_its_share_of_the_rise(files: Path, tmp
     assert not any(warning["code"] == "W_SAFETY_NOT_LOST" for warning in found["warnings"])
 
 
+@pytest.mark.parametrize(("at", "system"), [("0", "base"), ("1", "tuned")])
+def test_rows_are_scored_at_the_point_named(files: Path, tmp_path: Path, at: str, system: str) -> None:
+    """At either end their losses are those of that model."""
+    rows = _score(files, tmp_path / "out", at=at)["rows"]
+    lines = [json.loads(line) for line in (tmp_path / "out" / "scores.jsonl").read_text().splitlines()]
+    loss = (sum(line["loss_nats_per_token"] * line["answer_tokens"] for line in lines)
+            / sum(line["answer_tokens"] for line in lines))
+    assert rows["base_loss_nats_per_token"] != pytest.approx(rows["tuned_loss_nats_per_token"], rel=1e-3)
+    assert loss == pytest.approx(rows[f"{system}_loss_nats_per_token"], rel=1e-5)
+
+
 def test_a_pair_that_lost_no_safety_is_warned_of_and_a_named_point_is_kept(files: Path) -> None:
     found, named = _score(files), _score(files, at="0.25")
     assert found["rows"]["at"] == NO_RISE and named["rows"]["at"] == 0.25

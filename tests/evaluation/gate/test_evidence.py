@@ -121,6 +121,6 @@ def test_pairs_of_one_group_count_as_fewer_pairs() -> None:
     assert found.value == 0.3 and found.n == 40
     assert found.bound == pytest.approx(paired_difference(12 / effect, 0, 40 / effect)[1])
     assert found.bound > (paired_evidence(first, second, 0.9).bound or 1) + 0.1
-    alone = paired_evidence(first, second, 0.9)
-    assert found.needed is not None and alone.needed is not None
-    assert found.needed == pytest.approx(effect * alone.needed, abs=effect)
+    alone, grouped = paired_evidence(first, second, 0.35), paired_evidence(first, second, 0.35, groups)
+    assert grouped.needed is not None and alone.needed is not None and alone.needed > 100
+    assert grouped.needed == pytest.approx(effect * alone.needed, abs=effect)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from saferestore.core.checkpoint.session import read_params
+from saferestore.core.restoration.methods.activations import grams
 from saferestore.core.restoration.methods.compensate import (
     compensated,
     inverse_hessian,
@@ -68,3 +69,12 @@ def test_a_full_budget_returns_the_input_bit_for_bit_and_none_the_base() -> None
     between = edit(0.5)
     assert any(not torch.equal(between.params[name], t) for name, t in start.items())
     assert between.lost == pytest.approx(0, abs=1e-12)
+
+
+def test_the_safety_cost_is_that_of_the_inputs_on_safe_rows() -> None:
+    given = inputs(live_model(rank=WIDTH))
+    before, after = (weights_of(params) for params in (read_params(given.problem.live), safedelta(given)(0.3).params))
+    for module, gram in grams(given.problem.live, given.data.safe).items():
+        inverse = inverse_hessian(gram)
+        wanted = compensated(before[module], inverse, *kept_entries(before[module], inverse, 0.3))
+        torch.testing.assert_close(after[module], wanted)

@@ -76,6 +76,15 @@ def test_sophia_renews_its_curvature_every_so_many_updates_and_averages_it() -> 
     assert given.inputs.cost.gradient_passes == 2
 
 
+def test_sophia_renews_its_curvature_at_every_tenth_update_by_itself() -> None:
+    given = setting()
+    step, passes = sophia(given), []
+    for g in gradients(given.start, 11):
+        step(g, 0.1)
+        passes.append(given.inputs.cost.gradient_passes)
+    assert passes == [1] * 10 + [2]
+
+
 def test_a_gauss_newton_step_is_predicted_to_drift_by_its_rate_along_the_damped_solve() -> None:
     given, (g,) = setting(), gradients(setting().start, 1)
     operator = ekfac(given.inputs.problem.live, (given.inputs.problem.drift,), seed=0)

@@ -114,6 +114,20 @@ def test_a_budget_of_almost_nothing_leaves_almost_nothing_or_says_no_change(tmp_
         assert outcome.point.drift <= 1e-12, name
 
 
+@pytest.mark.parametrize(("budget", "why"), [(1e-4, "drift_budget_spent"), (1e6, "max_steps")])
+def test_a_method_that_trains_says_whether_the_budget_or_the_passes_bounded_it(budget: float, why: str) -> None:
+    assert apply("refusal-sft", inputs(max_drift=budget)).outcome.stopped_because == why
+
+
+def test_of_the_values_tried_the_one_that_did_most_is_taken() -> None:
+    """Learning is not fast enough at the smallest rate, and nothing bounds it: the largest does most."""
+    alone = {rate: apply("refusal-sft-no-replay", inputs(max_drift=1e6), rate) for rate in (3e-4, 1e-3, 3e-3)}
+    safety = {rate: sum(one.outcome.point.safety) for rate, one in alone.items()}
+    found = apply("refusal-sft-no-replay", inputs(max_drift=1e6))
+    assert found.strength == min(safety, key=safety.__getitem__) != 3e-4
+    assert sum(found.outcome.point.safety) == pytest.approx(min(safety.values()))
+
+
 def test_a_knob_whose_end_fits_the_budget_is_taken_to_its_end() -> None:
     applied = apply("scale", inputs(max_drift=1e6))
     assert (applied.strength, applied.outcome.stopped_because) == (1.0, "knob_at_its_end")

@@ -44,6 +44,27 @@ def test_a_large_matrix_of_low_rank_is_found_by_random_projection(monkeypatch: p
     assert lost == pytest.approx(0, abs=1e-6) and torch.equal(before, torch.random.get_rng_state())
 
 
+def test_of_a_large_matrix_whose_values_hardly_fall_random_projection_leaves_little_more_than_need_be(
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weights, "WHOLE", 10)
+    full = torch.randn(60, 50, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    least = float(torch.linalg.svdvals(full)[5:].square().sum())
+    a, b, lost = truncated(full, 5)
+    assert least <= lost * (1 + 1e-9) and lost == pytest.approx(float((full - b @ a).square().sum()))
+    assert lost < 1.01 * least
+
+
+def test_what_is_lost_is_the_share_of_all_modules_together() -> None:
+    given = inputs(live_model(rank=2))
+    start, generator = read_params(given.problem.live), torch.Generator().manual_seed(6)
+    wanted = {module: (1 + number) * torch.randn(like.shape, generator=generator, dtype=torch.float64)
+              for number, (module, like) in enumerate(weights_of(start).items())}
+    edited = folded(given, start, lambda module, _: wanted[module])
+    left = sum(float((wanted[module] - change).square().sum()) for module, change in weights_of(edited.params).items())
+    assert len(wanted) > 1
+    assert edited.lost == pytest.approx(left / sum(float(t.square().sum()) for t in wanted.values()))
+
+
 @pytest.mark.parametrize("transposed", [False, True])
 def test_weights_are_found_without_the_name_of_the_models_body_and_turned(tmp_path: Path, transposed: bool) -> None:
     shapes = weights_of(read_params(live_model()))
