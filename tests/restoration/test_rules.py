@@ -237,3 +237,41 @@ def test_without_curvature_the_damping_is_that_whose_step_to_the_goal_spends_wha
     found = _damping(nothing, settings, replace(_at(1.0), safety_gradient=slope), gap=0.7)
     d = 0.7 * SLOPE / (SLOPE @ SLOPE)
     assert 0.5 * found * float(d @ d) == pytest.approx(settings.allowed(1))
+
+
+def test_a_step_that_had_drift_to_win_back_ends_no_run_as_converged(run: Any):
+    """The path leaves the budget and comes back to it, where S rises; there are steps to lower it again."""
+    settings = replace(FREE, max_drift=1.0, max_steps=10, path_slack=4.0, drift_weight=1e-9, damping=1e-12)
+    outcome, seen = run(_line(100.0), _half_square(METRIC), _half_square(METRIC), METRIC, settings)
+    drifts = [float(_half_square(METRIC)(x)) for x in seen]
+    back = next(at for at in range(1, len(seen)) if drifts[at] <= 1.0 < drifts[at - 1])
+    assert float(SLOPE @ seen[back]) > float(SLOPE @ seen[back - 1])
+    assert len(seen) > back + 1 and outcome.stopped_because != "converged"
+
+
+def test_whether_a_run_has_converged_does_not_depend_on_the_unit_of_s_d_and_p(run: Any):
+    ends = []
+    for unit in (1.0, 1e-3, 1e3):
+        settings = replace(FREE, max_drift=1e3 * unit, max_steps=40, drift_weight=0.1, idle_drift=0.0, path_drift=0.0)
+        safety = _Of(lambda x, unit=unit: unit * torch.exp(x @ SLOPE), 0.0)
+        outcome, _ = run(safety, _half_square(METRIC, unit), _half_square(METRIC, unit), unit * METRIC, settings)
+        ends.append((outcome.stopped_because, len(outcome.steps)))
+    assert ends[0][0] == "converged" and ends == 3 * ends[:1] and ends[0][1] < 40
+
+
+@pytest.mark.parametrize(("slope", "pulled"), [(-0.1, True), (0.1, False)])
+def test_the_segment_to_a_path_that_ended_outside_is_followed_only_where_s_is_less(monkeypatch: pytest.MonkeyPatch,
+                                                                                  slope: float, pulled: bool):
+    def there(x: Tensor) -> tuple[tuple[float, ...], float, float]:
+        return (1.0 + slope * float(x),), float(x)**2, 0.0
+
+    monkeypatch.setattr(trust_region, "_values", lambda problem, params, cost: there(params["x"]))
+    monkeypatch.setattr(trust_region, "evaluate",
+                        lambda problem, params, cost: replace(_at(*there(params["x"])[0]), params=params))
+    inside, outside = replace(_at(1.0), params={"x": torch.tensor(0.0)}), {"x": torch.tensor(1.0)}
+    problem: Any = None
+    found = trust_region._pulled_back(problem, replace(FREE, max_drift=0.25), _State(goal=0.0), inside, outside)
+    if not pulled:
+        assert found is inside
+    else:
+        assert 0.5 - 2**-8 <= float(found.params["x"]) <= 0.5

@@ -101,8 +101,8 @@ def safety_adapter(inputs: Inputs) -> Params:
 def safemerge(inputs: Inputs) -> Edit:
     """SafeMERGE: modules whose change lies off the safety adapter's subspace are mixed with that adapter's own change.
 
-    A module is mixed where cos(D, C D) lies below the median over modules, C the projector of the safety adapter's
-    change.
+    A module is mixed where cos(D, C D) is at most the median over modules (the upper one of an even number), C the
+    projector of the safety adapter's change.
 
     Returns:
         Weight of the safety adapter's change in the mix -> the adapter.
