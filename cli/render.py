@@ -59,7 +59,9 @@ def progress_bars(*, enabled: bool) -> Iterator[ProgressCallback]:
         return
     columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), MofNCompleteColumn(),
                _Rate(), TimeRemainingColumn(compact=True))
-    with Progress(*columns, console=console_of(sys.stderr)) as bars:
+    console = Console(file=sys.stderr, highlight=False)
+    console.width = min(console.width, WIDTH)
+    with Progress(*columns, console=console) as bars:
         stages: dict[str, Any] = {}
 
         def show(stage: str, done: int, total: int) -> None:
@@ -213,7 +215,5 @@ def text_of(text: str, style: str = "") -> Text:
 
 
 def console_of(stream: Any) -> Console:
-    """Return a console that never exceeds 80 columns and cuts nothing off where the output is a file."""
-    console = Console(file=stream, highlight=False, soft_wrap=False)
-    return console if console.is_terminal and console.width <= WIDTH else Console(
-        file=stream, highlight=False, width=WIDTH)
+    """Return a console of 80 columns: in a narrower terminal lines go on in the next, and no number is cut off."""
+    return Console(file=stream, highlight=False, width=WIDTH)

@@ -95,6 +95,18 @@ def test_colours_are_off_where_asked(monkeypatch: pytest.MonkeyPatch) -> None:
         assert ("\x1b[1;32m" in screen.getvalue()) is expected
 
 
+@pytest.mark.parametrize("columns", ["40", "200"])
+def test_nothing_is_cut_off_in_a_narrow_terminal_nor_drawn_out_in_a_wide_one(monkeypatch: pytest.MonkeyPatch,
+                                                                             columns: str) -> None:
+    terminal = Terminal()
+    monkeypatch.setenv("COLUMNS", columns)
+    monkeypatch.setattr("sys.stdout", terminal)
+    render.print_report(report(), Path("out"))
+    text = re.sub("\x1b\\[[0-9;]*m", "", terminal.getvalue())
+    assert "97.7% (94.7-100)" in text and "…" not in text and "n" in text.splitlines()[2].split()
+    assert max(map(len, text.splitlines())) <= 80
+
+
 def test_bars_are_drawn_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm-256color")
     for stream, enabled, drawn in ((Terminal(), True, True), (Terminal(), False, False), (io.StringIO(), True, False)):
