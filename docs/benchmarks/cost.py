@@ -5,7 +5,7 @@ r"""Measure what curvature costs: time against one gradient pass over the same t
     python docs/benchmarks/cost.py --shape half --dtype bfloat16 --rows 16 --batch-size 8 --only ekfac LoRA \
         --write cost-half
     python docs/benchmarks/cost.py --shape one --dtype bfloat16 --rows 16 --batch-size 4 --only ekfac LoRA \
-        --rounds 2 --memory-repeats 1 --write cost-one
+        --rounds 1 --memory-repeats 1 --write cost-one
 
 Times: every case is run once a round between two gradient passes and divided by their mean; the table gives the
 median and the range of these ratios over the rounds. Memory: every case runs in a fresh process; its figure is the peak
