@@ -3,8 +3,8 @@
 | way | how | gradients a product | memory |
 | --- | --- | --- | --- |
 | `kept` | reverse over reverse, the graphs of all gradients kept | about 1.2 | grows with the micro-batches |
-| `rebuilt` | the same, each graph rebuilt for each product | about 2.6 | one micro-batch's |
-| `forward` | forward mode over reverse mode | about 3.4 | one micro-batch's |
+| `rebuilt` | the same, each graph rebuilt for each product | about 2.2 | one micro-batch's |
+| `forward` | forward mode over reverse mode | about 3.8 | one micro-batch's |
 | `difference` | central difference of gradients | 2 | a gradient's |
 
 The first three are exact. They need attention with a second derivative (`attn_implementation="eager"`); the last one
