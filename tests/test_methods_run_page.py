@@ -37,7 +37,7 @@ def test_the_page_counts_every_run_and_names_those_at_fault(script: Any) -> None
     assert "2 of 54 pairs (seed 0, 1), 4 runs; commit abc" in text
     assert "- 2 of 4 runs moved the model" in text and "- Did nothing: 1: `dpo` 1." in text
     assert "- Over the budget: 0." in text and "- `dpo`: refused: x" in text
-    assert "| `scale` | 2 | 0.1 | 2 of 2 | 1 of 2 | 3.0 | none |" in text
+    assert "| `scale` | 2 | 0.2 | 2 of 2 | 1 of 2 | 3.0 | none |" in text  # the median of 0.1 and 0.3
     assert "| `dpo` | 2 | 0 | 1 of 1 | 1 of 1 | 3.0 | llama mixed adapter 0: did nothing; llama mixed adapter 1: " \
            "refused |" in text
 

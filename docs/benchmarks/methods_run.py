@@ -14,6 +14,7 @@ import argparse
 import dataclasses
 import json
 import math
+import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -144,7 +145,7 @@ def table(rows: Sequence[Json]) -> str:
 
 
 def _middle(rows: Sequence[Json], key: str, form: str) -> str:
-    return format(float(torch.tensor([row[key] for row in rows]).median()), form) if rows else "-"
+    return format(statistics.median(row[key] for row in rows), form) if rows else "-"
 
 
 def page(rows: Sequence[Json], commit: str) -> str:
