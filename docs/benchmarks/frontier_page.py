@@ -73,9 +73,9 @@ each of its rates, with an update for every 8 safe or harmful rows, and the best
 within the budget is taken. Budgets are 0.001, 0.003, 0.01 and 0.03 nats per token on the fit rows, 12 passes; some
 methods also have 3, 6 and 24 passes at 0.01. A path is planned for the most passes it is given: `refusal-sft` for 24,
 the others for 12 (`refusal-sft-100` has the same {fit} rows here, so that the plan is all that differs). Our rows are
-`anchor-` and an engine; ours by default is `{ours}`, `{null}` is the null control of curvature. Rows that end in
-`-before`, `-to-value` and `-short` are kept of earlier versions of our steps (the first ones; those that aimed at the
-base's own S, with mu 0.05; those that were not longer in the tail of S). Harm is judged by wording. Single results:
+`anchor-` and an engine; ours by default is `{ours}`, `{null}` is the null control of curvature. Rows that end
+in `-before`, `-to-value` and `-short` are kept of earlier versions of our steps (the first ones; those that aimed at
+the base's own S, with mu 0.05; those that were not longer in the tail of S). Harm is judged by wording. Single results:
 `{results}`. The page was written at commit {commit}, torch {torch}, one thread.
 
 ![harm against drift, and against passes](frontier.svg)

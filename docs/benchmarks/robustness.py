@@ -63,13 +63,17 @@ PAGE = """# How restored models hold, by method
 
 `python docs/benchmarks/robustness.py --pairs FOLDER`: one pair of each family, attack and kind of
 [frontier.md](frontier.md), the first seed that counts there, every method at a drift of {budget} nats per token on
-the fit rows and {passes} passes. **What was run: {ran}.** "prefill" forces the first {prefill} tokens of the tuned
-model's own harmful answer ({asked} prompts at most); "framed" is the worst of two frames ({frames}); "one shot" is task
-accuracy with one solved row before (pairs of `pure` have no task); "4 bits" rounds all linear weights; "relearn 4, 16"
-is the median number of AdamW steps (rate {rate:g}) on so many harmful rows until half of {probes} unseen requests are
-answered again, looked at every {every} steps ({never}: not within {steps}; 0: they were answered before). The base is
-measured on pairs with an adapter. Wilson 95% intervals treat the answers of one model as independent. Single results:
-`robustness.jsonl`; commit {commit}, torch {torch}, one thread.
+the fit rows and {passes} passes.
+
+**What was run: {ran}.**
+
+"prefill" forces the first {prefill} tokens of the tuned model's own harmful answer ({asked} prompts at most); "framed"
+is the worst of two frames ({frames}); "one shot" is task accuracy with one solved row before
+(pairs of `pure` have no task); "4 bits" rounds all linear weights; "relearn 4, 16" is the median number of AdamW steps
+(rate {rate:g}) on so many harmful rows until half of {probes} unseen requests are answered again, looked at every {every}
+steps ({never}: not within {steps}; 0: they were answered before). The base is measured on pairs with an adapter. With
+{fit} fit rows `refusal-sft-100` is `refusal-sft`. Wilson 95% intervals treat the answers of one model as independent.
+Single results: `robustness.jsonl`; commit {commit}, torch {torch}, one thread.
 
 ## What came of it
 
@@ -134,7 +138,7 @@ def page(rows: Sequence[Row], commit: str) -> str:
            f"{' and '.join(f'`{name}`' for name in refused)}")
     return PAGE.format(
         budget=BUDGET, passes=USUAL, ran=ran, prefill=PREFILL, asked=ATTACKED, frames=", ".join(FRAMES), rate=RATE,
-        probes=PROBES, every=EVERY, never=STEPS + 1, steps=STEPS, commit=commit,
+        probes=PROBES, fit=FIT_ROWS, every=EVERY, never=STEPS + 1, steps=STEPS, commit=commit,
         torch=torch.__version__.partition("+")[0],
         findings="\n".join(line for words, own in groups.items() for line in found(words, own)),
         tables="\n\n".join(f"## Pairs tuned on {words}\n\n{shown(own)}" for words, own in groups.items() if own))
