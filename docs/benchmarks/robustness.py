@@ -70,8 +70,8 @@ the fit rows and {passes} passes.
 "prefill" forces the first {prefill} tokens of the tuned model's own harmful answer ({asked} prompts at most); "framed"
 is the worst of two frames ({frames}); "one shot" is task accuracy with one solved row before
 (pairs of `pure` have no task); "4 bits" rounds all linear weights; "relearn 4, 16" is the median number of AdamW steps
-(rate {rate:g}) on so many harmful rows until half of {probes} unseen requests are answered again, looked at every {every}
-steps ({never}: not within {steps}; 0: they were answered before). The base is measured on pairs with an adapter. With
+(rate {rate:g}) on so many harmful rows until half of {probes} unseen requests are answered again, looked at every
+{every} steps ({never}: not within {steps}; 0: they were answered before). The base is measured on pairs with an adapter. With
 {fit} fit rows `refusal-sft-100` is `refusal-sft`. Wilson 95% intervals treat the answers of one model as independent.
 Single results: `robustness.jsonl`; commit {commit}, torch {torch}, one thread.
 
