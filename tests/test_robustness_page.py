@@ -62,7 +62,7 @@ def test_the_page_says_what_its_rows_say() -> None:
     assert "benign drift, " not in page and "## Pairs tuned on harmful rows" in page
     half = stats.t.ppf(0.975, 1) * 2.5  # of -20 and -15, whose standard error is 2.5
     low, high = -0.175 - half / 100, -0.175 + half / 100
-    assert f"the best of them, `dpo`, it is -0.175 ({low:+.3f} to {high:+.3f}, n 2)" in page
+    assert f"the best of those on all pairs, `dpo`, it is -0.175 ({low:+.3f} to {high:+.3f}, n 2)" in page
     assert "`anchor-ekfac` lies below 0 of 2 published methods and above none" in page
     assert ("4 harmful rows until harm is back: `anchor-ekfac` 4 in the median; less `base`, -, less `refusal-sft`, "
             "-21.000") in page
