@@ -9,7 +9,7 @@ from pathlib import Path
 
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
-from torch import Tensor, nn
+from torch import nn
 from transformers.modeling_utils import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -182,30 +182,6 @@ def check_config_fits(model: PreTrainedModel, headers: Mapping[str, TensorInfo],
         if name in headers and headers[name].shape != tuple(tensor.shape):
             raise MismatchError(f"{name} has shape {headers[name].shape}, config.json says {tuple(tensor.shape)}"
                                 f" - {folder}", hint="config.json and the weights belong to different checkpoints")
-
-
-def weights_in_files(model: nn.Module, headers: Mapping[str, TensorInfo], folder: Path) -> dict[str, Tensor]:
-    """Return the parameter of each tensor of the weight files, by the tensor's name, each parameter once.
-
-    Args:
-        model: Loaded from them, an adapter inside or not, or their skeleton.
-        headers: Of the weight files.
-        folder: For messages.
-
-    Raises:
-        MismatchError: Parameters that are not in memory as their files have them (merged or renamed while loading,
-            quantised).
-    """
-    named = {name.replace(".base_layer.", "."): p for name, p in model.named_parameters() if ".lora_" not in name}
-    prefix = f"{getattr(model, 'base_model_prefix', '')}."
-    # A checkpoint may have been saved without its head, and so without the name of the model's body.
-    files = {name: name if name in headers else name.removeprefix(prefix) for name in named}
-    lost = [name for name, p in named.items()
-            if files[name] not in headers or headers[files[name]].shape != tuple(p.shape)]
-    if lost:
-        raise MismatchError(f"{len(lost)} weights cannot be interpolated from disk, e.g. {lost[0]} - {folder}",
-                            hint="give the change as a LoRA adapter; restore works without --train")
-    return {files[name]: p for name, p in named.items()}
 
 
 def check_vocabularies(base: Mapping[str, int], tuned: Mapping[str, int], rows: int) -> Warnings:

@@ -147,8 +147,12 @@ def sha256(file: Path) -> str:
     return digest.hexdigest()
 
 
-def iter_tensors(files: Iterable[Path]) -> Iterator[tuple[str, Tensor]]:
+def iter_tensors(files: Iterable[Path], names: Collection[str] | None = None) -> Iterator[tuple[str, Tensor]]:
     """Yield (name, tensor on the CPU) of all files, one tensor in memory at a time.
+
+    Args:
+        files: Safetensors files.
+        names: Of the tensors to read; all unless given.
 
     Raises:
         MismatchError: A file that safetensors refuses.
@@ -157,7 +161,8 @@ def iter_tensors(files: Iterable[Path]) -> Iterator[tuple[str, Tensor]]:
         try:
             with safe_open(file, framework="pt") as tensors:
                 for name in tensors.keys():  # noqa: SIM118 (a safetensors handle is no mapping)
-                    yield name, tensors.get_tensor(name)
+                    if names is None or name in names:
+                        yield name, tensors.get_tensor(name)
         except SafetensorError as error:
             raise MismatchError(f"corrupted safetensors file ({error}) - {file}",
                                 hint=AGAIN) from error

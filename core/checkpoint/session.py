@@ -167,7 +167,7 @@ class Session:
         """Refuse a full checkpoint whose weights `blend` cannot move, from headers alone.
 
         Raises:
-            MismatchError: Weights that are merged, renamed or quantised while they are loaded.
+            MismatchError: As `check_blend` in blend.py, or weights that are quantised while they are loaded.
         """
         if self.kind == "full":
             check_blend(self.pair)
@@ -188,7 +188,7 @@ class Session:
         live = self.adapter()
         saved = read_params(live)
         try:
-            with blended_weights(live.model.get_base_model(), self.pair, alpha):
+            with blended_weights(live.model.get_base_model(), self.pair, alpha):  # type: ignore[arg-type]
                 write_params(live, {name: t * (1 - alpha) if ".lora_B." in name else t for name, t in saved.items()})
                 yield live
         finally:

@@ -15,10 +15,10 @@ from saferestore.core.checkpoint.session import Session, leaf_names, open_sessio
 from saferestore.core.errors import MismatchError, SaferestoreError
 from saferestore.core.geometry.delta import deltas
 from torch import nn
-from transformers import LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
+from transformers import LlamaForCausalLM
 
 from .conftest import Saved
-from .tiny import IDS, SHAPE, deepseek, edit_tensors, gpt2, llama, logits, peft_logits, plain_logits, save_base
+from .tiny import IDS, deepseek, edit_tensors, gpt2, llama, logits, peft_logits, plain_logits, save_base
 
 KINDS = ("adapter", "full")
 
@@ -115,19 +115,6 @@ def test_a_blend_restores_after_an_error(saved: Saved) -> None:
     with pytest.raises(ZeroDivisionError), session.blend(0.5):
         raise ZeroDivisionError
     assert torch.equal(logits(session.adapter().model), before)
-
-
-def test_weights_that_are_merged_while_loading_cannot_be_blended_and_say_so(tmp_path: Path) -> None:
-    def mixtral() -> MixtralForCausalLM:
-        return MixtralForCausalLM(MixtralConfig(**SHAPE, num_local_experts=2, num_experts_per_tok=1))
-
-    base, full = save_base(tmp_path / "base", mixtral), save_base(tmp_path / "full", mixtral, seed=5)
-    session = open_session(open_pair(str(base), str(full)))
-    assert torch.allclose(logits(session.adapter().model), plain_logits(full), atol=1e-6)
-    with pytest.raises(MismatchError, match="cannot be interpolated"), session.blend(0.5):
-        pass
-    with pytest.raises(MismatchError, match="cannot be interpolated"):
-        open_session(session.pair, between=True)  # before anything is loaded
 
 
 def test_weights_that_are_not_in_memory_cannot_be_blended_and_say_so(saved: Saved) -> None:
