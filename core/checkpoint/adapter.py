@@ -60,9 +60,9 @@ UNMERGEABLE = {"alora_invocation_tokens", "arrow_config", "monteclora_config", "
 OFTEN_TIED = {"lora_embedding_", "embed_tokens", ".base_layer."}
 """Parts of tensor names of embeddings and heads: merged where the two are tied, a change of one would move both."""
 
-UNTIE = ("import torch; b = m.get_base_model(); h = b.get_output_embeddings(); h = getattr(h, 'base_layer', h); "
-         "h.weight = torch.nn.Parameter(h.weight.detach().clone()); "
-         "b.config.get_text_config().tie_word_embeddings = b.config.tie_word_embeddings = False; ")
+UNTIE_UNDER_PEFT = ("import torch; b = m.get_base_model(); h = b.get_output_embeddings(); "
+                    "h = getattr(h, 'base_layer', h); h.weight = torch.nn.Parameter(h.weight.detach().clone()); "
+                    "b.config.get_text_config().tie_word_embeddings = b.config.tie_word_embeddings = False; ")
 
 INITIALISATIONS_KEEPING_THE_BASE = (True, False, None, "true", "false", "gaussian", "eva", "orthogonal", "mica")
 """Values of init_lora_weights under which the base's own weights are left alone.
@@ -108,7 +108,8 @@ def merge_command(folder: Path, *, untied: bool = False) -> str:
     Returns:
         A shell command, and what to give then.
     """
-    merged = f"m = M.from_pretrained('{folder}'); {UNTIE}m" if untied else f"M.from_pretrained('{folder}')"
+    loaded = f"M.from_pretrained('{folder}')"
+    merged = f"m = {loaded}; {UNTIE_UNDER_PEFT}m" if untied else loaded
     return (f'python -c "from peft import AutoPeftModelForCausalLM as M; '
             f"{merged}.merge_and_unload().save_pretrained('{folder}-merged')\" and give {folder}-merged")
 

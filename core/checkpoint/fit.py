@@ -29,8 +29,8 @@ EMBEDDING = re.compile(r"(^|\.)(embed_tokens|embed_in|wte|word_embeddings|lm_hea
 HEAD = re.compile(r"^(lm_head|embed_out)\.weight$")
 """Tensors with a row for each token, and the one of them that many models tie to another."""
 
-UNTIE = ("m.config.get_text_config().tie_word_embeddings = m.config.tie_word_embeddings = False; "
-         "m.get_output_embeddings().weight = torch.nn.Parameter(m.get_input_embeddings().weight.detach().clone())")
+UNTIE_BASE = ("m.config.get_text_config().tie_word_embeddings = m.config.tie_word_embeddings = False; "
+              "m.get_output_embeddings().weight = torch.nn.Parameter(m.get_input_embeddings().weight.detach().clone())")
 TUNED_FROM = "give the base that this checkpoint was fine-tuned from"
 
 
@@ -141,7 +141,7 @@ def check_same_tensors(base: Mapping[str, TensorInfo], tuned: Mapping[str, Tenso
                    for side in (base, tuned))
     if right - left and not left - right and all(map(HEAD.search, right - left)):
         raise MismatchError(f"the head was untied: only the tuned checkpoint has {three(right - left)}",
-                            hint="save the base untied: " + _base_command(base_folder, "untied", UNTIE))
+                            hint="save the base untied: " + _base_command(base_folder, "untied", UNTIE_BASE))
     if left != right:
         raise MismatchError(f"tensors differ: only in the base {three(left - right)}; only in the tuned checkpoint "
                             f"{three(right - left)}", hint=TUNED_FROM)

@@ -13,7 +13,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_utils import PreTrainedModel
 
 from ..errors import MismatchError
-from .safetensors_files import TensorInfo
+from .safetensors_files import TensorInfo, as_named
 
 LAYER = re.compile(r".*?\.\d+(?=\.)")
 """What names of one layer begin with; transformers converts no tensors of two layers together."""
@@ -52,15 +52,11 @@ def read_layout(model: PreTrainedModel, headers: Mapping[str, TensorInfo], folde
     if getattr(model.config, "quantization_config", None) is not None:
         raise MismatchError(f"quantised weights cannot be interpolated - {folder}",
                             hint="give checkpoints of 16 or 32 bits, or the change as a LoRA adapter")
-    prefix = f"{model.base_model_prefix}."
-
-    def file_name(name: str) -> str:  # a checkpoint saved without its head leaves out the name of the model's body
-        return name if name in headers else name.removeprefix(prefix)
-
     named = {name.replace(".base_layer.", "."): p for name, p in model.named_parameters() if ".lora_" not in name}
-    same = {file_name(name): p for name, p in (named | dict(model.named_buffers())).items()
-            if _is_held(headers, file_name(name), p) and p.is_floating_point()}
-    other = {name: p for name, p in named.items() if file_name(name) not in same}
+    held = named | {name: buffer for name, buffer in model.named_buffers() if buffer.is_floating_point()}
+    files = as_named(held, headers)
+    same = {files[name]: tensor for name, tensor in held.items() if _is_held(headers, files[name], tensor)}
+    other = {name: p for name, p in named.items() if same.get(files[name]) is not p}
     groups: dict[str, Group] = {}
     for name, p in other.items():
         layer = LAYER.match(name)
