@@ -144,3 +144,15 @@ def test_every_error_has_two_lines_and_its_exit_code():
 
 def test_progress_can_be_ignored():
     no_progress("stage", 1, 2)
+
+
+def test_a_tilde_is_the_home_wherever_a_path_may_stand_and_a_path_is_text(monkeypatch: pytest.MonkeyPatch):
+    """Shells leave `--task=~/x`, `NAME=~/x` and every `~` of a YAML file as they are."""
+    monkeypatch.setenv("HOME", "/home/me")
+    made = RestoreConfig(Path("base"), "~/tuned", task=("~/a.jsonl:chat", Path("b.jsonl"), "c~d"), system_prompt="~/x")
+    assert (made.base, made.tuned, made.system_prompt) == ("base", "/home/me/tuned", "~/x")
+    assert made.task == ("/home/me/a.jsonl:chat", "b.jsonl", "c~d")
+    asked = EvalConfig("m", harmful=("mine=~/rows.csv", "~nobody-here/x"), attack=("suffix:~/words", "prefill:2"))
+    assert asked.harmful == ("mine=/home/me/rows.csv", "~nobody-here/x")
+    assert asked.attack == ("suffix:/home/me/words", "prefill:2")
+    assert EvalConfig("https://host/~me/x").model == "https://host/~me/x"

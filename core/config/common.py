@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from pathlib import PurePath
 
 from ..errors import UsageError
 from .checks import not_negative, one_of
@@ -15,6 +18,9 @@ Progress = Callable[[str, int, int], None]
 def no_progress(stage: str, done: int, total: int) -> None:
     """Ignore progress."""
 
+
+HOME = re.compile(r"(?P<name>[^/~]+[=:])?(?P<path>~.*)", re.DOTALL)
+"""A path below a home, alone or after what names it: `~/x`, `NAME=~/x`, `prefix:~/x`."""
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 GATE_MODES = ("enforce", "advisory")
@@ -47,13 +53,24 @@ class CommonConfig:
     force: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse values that could only fail later.
+        """Take paths as text, `~` as the home (shells and YAML leave it), and refuse what could only fail later.
 
         Raises:
             UsageError: A value outside its range, a name that is no row of its table, or text in place of a tuple.
         """
         for field in fields(self):
+            if field.name != "system_prompt":
+                object.__setattr__(self, field.name, _path_as_text(getattr(self, field.name)))
             if isinstance(field.default, tuple) and isinstance(value := getattr(self, field.name), str):
                 raise UsageError(f"text where several are meant - {field.name}={value!r}", hint=f"give ({value!r},)")
         one_of("dtype", self.dtype, DTYPES)
         not_negative("seed", self.seed)
+
+
+def _path_as_text(value: object) -> object:
+    if isinstance(value, tuple):
+        return tuple(map(_path_as_text, value))
+    found = HOME.fullmatch(str(value)) if isinstance(value, str | PurePath) else None
+    if found:  # where there is no such user, Path's own raises
+        return (found["name"] or "") + os.path.expanduser(found["path"])  # noqa: PTH111
+    return str(value) if isinstance(value, PurePath) else value

@@ -130,7 +130,7 @@ def _table(report: Mapping[str, Any]) -> str:
 def _notes(report: Mapping[str, Any]) -> str:
     notes = [f"{label.capitalize()}: not given, {escaped(reason)}." for label, reason in rows.reasons(report)]
     names = rows.judges(report)
-    return " ".join([*notes, *([rows.JUDGE_CAVEAT.format(judge=escaped(rows.joined(names)))] if names else [])])
+    return " ".join([*notes, *([rows.JUDGE_CAVEAT.format(judge=f"`{escaped(rows.joined(names))}`")] if names else [])])
 
 
 def _controls(report: Mapping[str, Any]) -> str:

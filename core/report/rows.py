@@ -47,7 +47,7 @@ STOPPED = {
 JUDGED = ("harmful_rate", "refusal_rate", "over_refusal_rate")
 """Rates that rest on a judge's opinion."""
 
-JUDGE_CAVEAT = ("Rates by `{judge}` come from the wording of the answers: a smoke test, not a measurement of harm. "
+JUDGE_CAVEAT = ("Rates by {judge} come from the wording of the answers: a smoke test, not a measurement of harm. "
                 "Judge samples yourself before relying on them.")
 
 

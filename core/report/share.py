@@ -95,7 +95,7 @@ def _flag(name: str, value: object) -> list[str]:
         return [f"--{name}" if value else f"--no-{name}"]
     if isinstance(value, tuple):
         return [word for item in value for word in (f"--{name}", str(item))]
-    return [f"--{name}", str(value)]
+    return [f"--{name}", str(int(value) if isinstance(value, float) and value.is_integer() else value)]
 
 
 def _version(package: str) -> str:

@@ -32,9 +32,9 @@ def test_a_path_inside_the_working_folder_stays_usable(tmp_path: Path, monkeypat
 
 def test_the_command_repeats_every_setting_that_is_no_default() -> None:
     config = RestoreConfig(base="a b", tuned="t", task=("x.jsonl", "y.csv:alpaca"), max_drift=0.02, controls=False,
-                           low_memory=True, system_prompt="be kind", force=True)
+                           low_memory=True, system_prompt="be kind", force=True, limit=6.0)
     assert command_line(config) == ("saferestore restore 'a b' t --task x.jsonl --task y.csv:alpaca --max-drift 0.02 "
-                                    "--low-memory --no-controls --system-prompt 'be kind' -o OUT")
+                                    "--limit 6 --low-memory --no-controls --system-prompt 'be kind' -o OUT")
 
 
 def test_settings_come_back_from_the_file_that_is_written(tmp_path: Path) -> None:
