@@ -62,5 +62,5 @@ def test_the_wheel_carries_every_file_of_the_trees(wheel: zipfile.ZipFile) -> No
 
 def test_the_command_and_the_licence_are_installed(wheel: zipfile.ZipFile) -> None:
     info = next(name.split("/")[0] for name in wheel.namelist() if ".dist-info/" in name)
-    assert "saferestore = saferestore.cli.app:app" in wheel.read(f"{info}/entry_points.txt").decode()
+    assert "saferestore = saferestore.cli.__main__:main" in wheel.read(f"{info}/entry_points.txt").decode()
     assert "Apache License" in wheel.read(f"{info}/licenses/LICENSE").decode()
