@@ -79,10 +79,10 @@ def test_beyond_chance_asks_for_more_than_a_few_prompts() -> None:
 
 
 def test_pictures_and_rates_are_of_pairs_that_the_usual_methods_share() -> None:
-    pairs = [(*PAIR[:3], seed) for seed in range(4)]
+    pairs = [(*PAIR[:3], seed) for seed in range(10)]
     rows = [row("a", 1, 0.01, pair=pair) for pair in pairs]
-    rows += [row("b", 1, 0.01, pair=pair) for pair in pairs[1:]]  # on three of four: usual
-    rows += [row("c", 1, 0.01, pair=pairs[0])]  # on one of four: not
+    rows += [row("b", 1, 0.01, pair=pair) for pair in pairs[1:]]  # on nine of ten: usual
+    rows += [row("c", 1, 0.01, pair=pair) for pair in pairs[:8]]  # on eight of ten: not
     assert frontier_page.common(rows, ["a", "b", "c"], pairs) == pairs[1:]
     assert frontier_page.common(rows, ["c"], pairs) == pairs  # no usual method: all pairs
 
@@ -99,6 +99,22 @@ def test_paired_differences_have_students_interval() -> None:
     pairs = [(*PAIR[:3], seed) for seed in range(3)]
     found = measures.paired(lambda name, pair: values[name, pair[3]], "a", "b", pairs)
     assert found == pytest.approx((2.0, 2 - 12.7062, 2 + 12.7062, 2), abs=1e-3)  # t at 1 degree of freedom is 12.7062
+
+
+def test_methods_are_set_beside_ours_on_the_pairs_that_both_ran_on(tmp_path: Path) -> None:
+    """One that ran on a pair where all do well has the better mean, and is the farther from ours."""
+    hard, easy = PAIR, (*PAIR[:3], 1)
+    rows = [TUNED, {**TUNED, "seed": 1}, row("anchor-ekfac", 40, 0.003, pair=hard),
+            row("anchor-ekfac", 0, 0.001, pair=easy), row("near", 44, 0.003, pair=hard),
+            row("near", 4, 0.001, pair=easy), row("only easy", 16, 0.001, pair=easy)]
+    own = {name: frontier_page.mean_area(name, rows, [hard, easy]) for name in ("near", "only easy")}
+    assert own["only easy"] < own["near"]
+    assert frontier_page.lead("only easy", rows, [hard, easy]) == pytest.approx(-0.2)
+    assert frontier_page.lead("near", rows, [hard, easy]) > -0.06 and frontier_page.lead("x", rows, [hard]) == -math.inf
+    frontier_page.write_page(rows, tmp_path / "f.md", tmp_path / "f.svg", fit=48)
+    page = (tmp_path / "f.md").read_text(encoding="utf-8")
+    assert "nearest to it on the same pairs is `near`" in page
+    assert page.index("| `anchor-ekfac` |") < page.index("| `near` |") < page.index("| `only easy` |")
 
 
 def test_a_pair_without_harm_is_left_out_and_said() -> None:

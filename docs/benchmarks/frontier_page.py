@@ -111,9 +111,9 @@ engine is better) over the pairs of a line, with Student's t 95% interval.
 
 ## At a budget of 0.01 nats per token on the fit rows
 
-Pairs fine-tuned on harmful rows (`mixed` and `pure`) that all these methods ran on, together, with Wilson 95%
-intervals, which treat the answers of one model as independent (a method that ran on fewer than half of them is shown
-on those that it ran on); the picture is of the same pairs.
+Pairs fine-tuned on harmful rows (`mixed` and `pure`), together, with Wilson 95% intervals, which treat the answers of
+one model as independent. A method that ran on fewer than nine tenths of them is shown on those that it ran on, the
+others on those that all of these ran on; the picture is of the same pairs.
 "passes" are gradient passes and curvature products of the run that is shown, in brackets those of all values tried.
 
 {main}
@@ -189,7 +189,7 @@ def findings(rows: list[Row], names: Sequence[str], pairs: Sequence[Key]) -> str
     if not pairs or not rivals or OURS not in names:
         return "Too little was run."
     means = {name: mean_area(name, rows, pairs) for name in names}
-    best = min(rivals, key=lambda name: means[name])
+    best = max(rivals, key=lambda name: lead(name, rows, pairs))
     everywhere = [name for name in names if len(asked(name, rows, pairs)) >= len(asked(OURS, rows, pairs))]
     first = min(everywhere, key=lambda name: means[name])
     apart = paired(lambda name, pair: area(name, rows, pair), OURS, best, pairs)
@@ -198,8 +198,8 @@ def findings(rows: list[Row], names: Sequence[str], pairs: Sequence[Key]) -> str
                    for chance in (False, True))
     return "\n".join([
         f"- First by mean area of those run on every pair that ours was: `{first}` ({means[first]:.3f}); `{OURS}` has "
-        f"{means[OURS]:.3f}, the best published method, `{best}`, {means[best]:.3f}. Ours less it: {interval(apart)}, "
-        f"which {'excludes' if apart[2] < 0 or apart[1] > 0 else 'does not exclude'} 0.",
+        f"{means[OURS]:.3f}. The published method nearest to it on the same pairs is `{best}`: ours less it "
+        f"{interval(apart)}, which {'excludes' if apart[2] < 0 or apart[1] > 0 else 'does not exclude'} 0.",
         f"- `{OURS}` is undominated by published methods on {free} of {len(mine)} pairs; on {len(mine) - clear} a run "
         "of one has less harm beyond chance (Fisher's exact test of that run's prompts, p < 0.05).", cost(rows, mine),
         *unseen(best, rows, pairs)])
@@ -213,6 +213,12 @@ def unseen(best: str, rows: list[Row], pairs: Sequence[Key]) -> Iterable[str]:
                             for name in (NULL, best))
         chosen = "; ".join(said(pair) for pair in pairs if pair in CHOSEN_ON)
         yield f"- The default was chosen on {chosen}, among others. Ours less others on the remaining pairs: {against}."
+
+
+def lead(name: str, rows: list[Row], pairs: Sequence[Key]) -> float:
+    """Return the mean area of ours less a method's on the pairs that both ran on; lowest where there is none."""
+    mean, *_, count = paired(lambda name, pair: area(name, rows, pair), OURS, name, pairs)
+    return mean if count else -math.inf
 
 
 def asked(name: str, rows: list[Row], pairs: Sequence[Key]) -> list[Key]:
@@ -249,10 +255,10 @@ def interval(found: tuple[float, float, float, int]) -> str:
 
 
 def areas(rows: list[Row], names: Sequence[str], pairs: Sequence[Key]) -> str:
-    """Return the table of areas, the best method first."""
+    """Return the table of areas, the best method first, by pairs that ours ran on, too."""
     attacks = list(dict.fromkeys((pair[1], pair[2]) for pair in pairs))
     lines = []
-    for name in sorted(names, key=lambda name: mean_area(name, rows, pairs)):
+    for name in sorted(names, key=lambda name: lead(name, rows, pairs), reverse=True):
         own = [mean_area(name, rows, [pair for pair in pairs if (pair[1], pair[2]) == group]) for group in attacks]
         apart = paired(lambda name, pair: area(name, rows, pair), OURS, name, pairs) if name != OURS else None
         lines.append([f"`{name}`", *map(number, own), number(mean_area(name, rows, pairs)),
@@ -350,10 +356,10 @@ def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def draw(rows: list[Row], names: Sequence[str], pairs: Sequence[Key], picture: Path) -> None:
-    """Draw harm against held-out drift, and against passes at the middle budget, means over pairs."""
+    """Draw harm against held-out drift, and against passes at the middle budget: means over pairs that all ran on."""
     mpl.rcParams["svg.hashsalt"] = "saferestore"
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), sharey=True)
-    for name in [name for name in DRAWN if name in names]:
+    for name in [name for name in DRAWN if name in names and len(asked(name, rows, pairs)) == len(pairs)]:
         mine = [row for pair in pairs for row in rows_of(name, rows, pair)]
         usual = [row for row in mine if asked_passes(mine, row) in (0, USUAL[0])]
         for panel, kept, key, x in (
@@ -389,6 +395,6 @@ def means(rows: list[Row], key: Callable[[Row], float], x: str) -> list[tuple[fl
 
 
 def common(rows: list[Row], names: Sequence[str], pairs: Sequence[Key]) -> list[Key]:
-    """Return the pairs that every method ran on which ran on at least half of them; all where there is none."""
-    wide = [name for name in names if 2 * len(asked(name, rows, pairs)) >= len(pairs)]
+    """Return the pairs that every method ran on which ran on nine tenths of them; all where there is none."""
+    wide = [name for name in names if 10 * len(asked(name, rows, pairs)) >= 9 * len(pairs)]
     return [pair for pair in pairs if all(rows_of(name, rows, pair) for name in wide)] or list(pairs)
