@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList
 
 from ..config import Progress, no_progress
 from ..errors import UsageError
 from .batch_size import fitting_batch_size, ran_out_of_memory, smaller
+from .padding import leaves_out_padding, left_padded
 from .sampling import GREEDY, Decoding, Sampler
 
 Decodings = Decoding | Sequence[Decoding]
@@ -102,7 +103,8 @@ def generate_batches(model: Any, prompts: Sequence[Sequence[int]], batches: Sequ
     """Answer planned batches one after another, so that a long run can keep each and go on from any.
 
     A batch that does not fit in memory is answered in halves and yielded whole; later ones start at the size that
-    fitted. The model is as before whenever a batch is yielded.
+    fitted. A model that reads padding as text (`leaves_out_padding`) answers the prompts of each length by themselves.
+    The model is as before whenever a batch is yielded.
 
     Args:
         model: See `generate`, as all that follows.
@@ -119,14 +121,12 @@ def generate_batches(model: Any, prompts: Sequence[Sequence[int]], batches: Sequ
     """
     _check(prompts, max_new_tokens)
     how = [decoding] * len(prompts) if isinstance(decoding, Decoding) else decoding
-    # Eager attention has its softmax in float32, where the least float64 of the mask is -inf: padding would be NaN.
-    alone = getattr(model, "dtype", None) == torch.float64
-    ends, size = frozenset(eos_ids), 1 if alone else max(map(len, batches), default=1)
+    ends, size = frozenset(eos_ids), max(map(len, batches), default=1)
     for batch in batches[start:]:
         rows: list[list[int]] = []
         with quiet_model(model) as inner:
             while len(rows) < len(batch):
-                part = batch[len(rows):len(rows) + size]
+                part = _part(inner, prompts, batch[len(rows):len(rows) + size], pad_id)
                 found = _attempt(inner, [prompts[i] for i in part], max_new_tokens, pad_id, eos_ids,
                                  [how[i] for i in part])
                 if found is None:
@@ -134,6 +134,14 @@ def generate_batches(model: Any, prompts: Sequence[Sequence[int]], batches: Sequ
                 else:
                     rows += found
         yield list(batch), [_until_eos(row, ends) for row in rows]
+
+
+def _part(model: Any, prompts: Sequence[Sequence[int]], batch: Sequence[int], pad_id: int) -> Sequence[int]:
+    """Return as many of a batch as can be answered at once: those as long as the first where padding is read."""
+    same = list(takewhile(lambda i: len(prompts[i]) == len(prompts[batch[0]]), batch))
+    if len(same) == len(batch) or leaves_out_padding(model, [prompts[i] for i in batch], pad_id):
+        return batch
+    return same
 
 
 def _check(prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
@@ -173,7 +181,7 @@ def quiet_model(model: Any) -> Iterator[Any]:
 def _attempt(model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int, pad_id: int,
              eos_ids: Sequence[int], decodings: Sequence[Decoding]) -> list[list[int]] | None:
     """Return the new tokens of each prompt, None when memory ran out."""
-    ids, mask = _left_padded(prompts, pad_id)
+    ids, mask = left_padded(prompts, pad_id)
     settings = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, use_cache=True,
                                 pad_token_id=pad_id, eos_token_id=list(eos_ids) or None)
     greedy = all(how.greedy for how in decodings)
@@ -187,14 +195,6 @@ def _attempt(model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int, 
             raise
         return None
     return out[:, ids.shape[1]:].tolist()
-
-
-def _left_padded(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
-    width = max(map(len, prompts))
-    gaps = [width - len(prompt) for prompt in prompts]
-    ids = [[pad_id] * gap + list(prompt) for gap, prompt in zip(gaps, prompts, strict=True)]
-    mask = [[0] * gap + [1] * (width - gap) for gap in gaps]
-    return torch.tensor(ids, dtype=torch.long), torch.tensor(mask, dtype=torch.long)
 
 
 def _until_eos(tokens: Sequence[int], ends: frozenset[int]) -> Generation:
