@@ -28,7 +28,7 @@ types: $(READY) ## pyright
 unit: $(READY) ## pytest, a process a core
 	$(VENV)/bin/pytest -n auto
 
-bench: $(READY) ## every method on 54 pairs of three families: harm against drift (days; goes on where it stopped)
+bench: $(READY) ## every method on 54 pairs of three families: harm against drift (a day; goes on where it stopped)
 	$(VENV)/bin/python docs/benchmarks/frontier.py --pairs build/frontier
 	$(VENV)/bin/python docs/benchmarks/robustness.py --pairs build/frontier
 

@@ -3,11 +3,10 @@
 Usage: python docs/benchmarks/frontier.py --pairs FOLDER [--seeds 0 1 2] [--methods NAME ...] [--minutes 8]
        python docs/benchmarks/frontier.py --quick
 
-`frontier_pairs.py` says what the pairs are; what is missing below FOLDER is made. On pairs of seed 0 every
-method is run, on those of other seeds what `CORE` names. Results are appended to frontier.jsonl beside this file,
-method by method (a finished one is not repeated; none is begun after `--minutes`); frontier.md and frontier.svg are
-written from them by `frontier_page.py`. `--quick` runs six methods on the sample of this project with fewer rows and
-writes build/frontier-quick.*. Where there is a GPU it is used.
+`frontier_pairs.py` says what the pairs are; what is missing below FOLDER is made. Results are appended to
+frontier.jsonl beside this file, method by method (a finished one is not repeated; none is begun after `--minutes`);
+frontier.md and frontier.svg are written from them by `frontier_page.py`. `--quick` runs six methods on the sample of
+this project with fewer rows and writes build/frontier-quick.*. Where there is a GPU it is used.
 """
 
 from __future__ import annotations
@@ -54,10 +53,7 @@ USUAL = 12
 
 FIT_ROWS, HELD_OUT = 48, 96
 OURS = ("anchor-ekfac", "anchor-identity", "anchor-fisher", "anchor-diagonal", "anchor-cg", "anchor-lbfgs")
-RIVALS = ("refusal-sft", "refusal-sft-no-replay", "dpo", "scale")
-CORE = (*OURS, *RIVALS)
-"""Run on every pair, for the question whether curvature pays and against the rivals that come near."""
-
+EVERY = (*OURS, *PUBLISHED)
 LONG = ("anchor-ekfac", "refusal-sft")
 """Methods that are given fewer and more passes, too, to find what the target costs them."""
 
@@ -205,11 +201,6 @@ def run_at(cell: Cell, name: str, runs: Sequence[Run]) -> Iterator[tuple[Row, Pa
         yield row, params
 
 
-def asked_of(pair: Pair) -> Sequence[str]:
-    """Return the methods that a pair is asked by."""
-    return (*OURS, *PUBLISHED) if pair.seed == 0 else CORE
-
-
 def run_cell(cell: Cell, methods: Sequence[str], results: Path, until: float) -> None:
     """Run what is missing of a pair until time is up, and write each method's rows at once."""
     done = done_of(results, cell.pair)
@@ -280,7 +271,7 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     for pair in [] if options.page_only else [SAMPLE] if options.quick else all_pairs(options.seeds):
-        methods = options.methods or (QUICK if options.quick else asked_of(pair))
+        methods = options.methods or (QUICK if options.quick else EVERY)
         wanted = options.only is None or any(part in pair.name for part in options.only)
         if wanted and time.time() < until and not {"base", *methods} <= done_of(results, pair):
             if options.quick:

@@ -18,12 +18,12 @@ from pathlib import Path
 import torch
 from frontier import (
     BUDGET,
+    EVERY,
     FIT_ROWS,
     HELD_OUT,
     USUAL,
     Row,
     append,
-    asked_of,
     counted,
     done_of,
     measured,
@@ -113,7 +113,7 @@ def runs(cell: Cell, name: str) -> Iterator[Row]:
 def measure(folder: Path, only: Sequence[str] | None, results: Path) -> None:
     """Run what is missing of the pairs."""
     for pair in cells(HERE / "frontier.jsonl"):
-        names = [name for name in (*SYSTEMS, *asked_of(Pair(pair.family, pair.attack, pair.kind, 0)))
+        names = [name for name in (*SYSTEMS, *EVERY)
                  if name not in done_of(results, pair) and (name, pair.kind) != ("base", "full")]
         if not names or (only is not None and not any(part in pair.name for part in only)):
             continue
