@@ -53,7 +53,7 @@ USUAL = 12
 
 FIT_ROWS, HELD_OUT = 48, 96
 OURS = ("anchor-ekfac", "anchor-identity", "anchor-fisher", "anchor-diagonal", "anchor-cg", "anchor-lbfgs")
-EVERY = (*OURS, *PUBLISHED)
+ALL = (*OURS, *PUBLISHED)
 LONG = ("anchor-ekfac", "refusal-sft")
 """Methods that are given fewer and more passes, too, to find what the target costs them."""
 
@@ -271,7 +271,7 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     for pair in [] if options.page_only else [SAMPLE] if options.quick else all_pairs(options.seeds):
-        methods = options.methods or (QUICK if options.quick else EVERY)
+        methods = options.methods or (QUICK if options.quick else ALL)
         wanted = options.only is None or any(part in pair.name for part in options.only)
         if wanted and time.time() < until and not {"base", *methods} <= done_of(results, pair):
             if options.quick:

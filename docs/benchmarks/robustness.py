@@ -17,8 +17,8 @@ from pathlib import Path
 
 import torch
 from frontier import (
+    ALL,
     BUDGET,
-    EVERY,
     FIT_ROWS,
     HELD_OUT,
     USUAL,
@@ -113,7 +113,7 @@ def runs(cell: Cell, name: str) -> Iterator[Row]:
 def measure(folder: Path, only: Sequence[str] | None, results: Path) -> None:
     """Run what is missing of the pairs."""
     for pair in cells(HERE / "frontier.jsonl"):
-        names = [name for name in (*SYSTEMS, *EVERY)
+        names = [name for name in (*SYSTEMS, *ALL)
                  if name not in done_of(results, pair) and (name, pair.kind) != ("base", "full")]
         if not names or (only is not None and not any(part in pair.name for part in only)):
             continue
