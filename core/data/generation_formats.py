@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .containers import Row
-from .formats import ANSWERS, IDS, PROMPTS
+from .formats import ANSWERS, GROUPS, IDS, PROMPTS
 from .records import Message, Skipped, conversation_digest
 
 LABELS = ("label", "final_label")
@@ -41,6 +41,7 @@ class Generated:
         recorded: What another judge said of it, as written; None where there is no such column.
         line: Where it stands in the file.
         role: `benign` where the file says that the prompt is a harmless look-alike.
+        group: Answers that are no independent evidence: to prompts of one subject, or several to one prompt.
     """
 
     prompt: str
@@ -52,6 +53,7 @@ class Generated:
     recorded: str | None
     line: int
     role: str = "harmful"
+    group: str | None = None
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def _plain(line: int, row: Row, source: Source) -> Found:
     if prompt is None or answer is None:
         return Skipped("no text in a prompt column" if prompt is None else "no text in an answer column")
     return [Generated(prompt, answer, _text(row, SYSTEMS) or source.path.stem, _text(row, SETS) or source.path.stem,
-                      _text(row, IDS) or _digest(prompt), _text(row, LABELS), None, line)]
+                      _text(row, IDS) or _digest(prompt), _text(row, LABELS), None, line, group=_text(row, GROUPS))]
 
 
 def _digest(prompt: str) -> str:
@@ -123,7 +125,9 @@ def _garak(line: int, row: Row, source: Source) -> Found:
 
 def _several(prompt: str, answers: list[str], line: int, system: str, part: str, name: str) -> list[Generated]:
     """Number the answers of one prompt where there are several."""
-    return [Generated(prompt, text, system, part, f"{name}/{i}" if len(answers) > 1 else name, None, None, line)
+    if len(answers) == 1:
+        return [Generated(prompt, answers[0], system, part, name, None, None, line)]
+    return [Generated(prompt, text, system, part, f"{name}/{i}", None, None, line, group=name)
             for i, text in enumerate(answers)]
 
 

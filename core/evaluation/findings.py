@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,20 @@ Json = Mapping[str, Any]
 def given_answers(read: Iterable[Generations]) -> Examined:
     """Return answers that exist already as samples, not judged yet; of harmful prompts where the file does not say.
 
+    Further answers of a system to one prompt, in whichever file, are variants of it: the worst of them counts.
+
     Args:
         read: Files of answers.
     """
-    return Examined([Sample(row.system, row.set, row.role, "none", "", row.id, row.prompt, row.answer, 0, True)
-                     for each in read for row in each.rows])
+    told: Counter[tuple[str, ...]] = Counter()
+    samples = []
+    for row in (row for each in read for row in each.rows):
+        question = (row.system, row.set, row.role, row.id, row.prompt)
+        told[question] += 1
+        variant = f"answer {told[question]}" if told[question] > 1 else ""
+        samples.append(Sample(row.system, row.set, row.role, "none", variant, row.id, row.prompt, row.answer, 0, True,
+                              group=row.group))
+    return Examined(samples)
 
 
 def measured_of(samples: Sequence[Sample], examined: Examined) -> Measured:

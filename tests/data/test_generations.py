@@ -54,7 +54,8 @@ def test_a_garak_report_gives_each_attempt_once_with_all_its_outputs(tmp_path: P
     assert asked(found) == [("A?", "yes"), ("A?", "no"), ("B?", "an old report"), ("C?", "")]
     assert {row.system for row in found.rows} == {"owner/model"}
     assert {row.set for row in found.rows} == {"dan.Dan"}
-    assert [row.id for row in found.rows] == ["dan.Dan/0/0", "dan.Dan/0/1", "dan.Dan/1", "dan.Dan/2"]
+    assert [(row.id, row.group) for row in found.rows] == [
+        ("dan.Dan/0/0", "dan.Dan/0"), ("dan.Dan/0/1", "dan.Dan/0"), ("dan.Dan/1", None), ("dan.Dan/2", None)]
     assert found.rejected == ((6, "an attempt without outputs"), (7, "an output without text"),
                               (8, "an attempt without text in `prompt`"),
                               (9, "not JSON (Unterminated string starting at)"))
@@ -94,6 +95,7 @@ def test_lm_eval_samples_give_what_was_generated_before_the_filters(tmp_path: Pa
     assert asked(found) == [("a?", "so 2+2 is 0"), ("b?", "one"), ("b?", "two")]
     assert [(row.system, row.set, row.id) for row in found.rows] == [
         ("owner/model", "gsm8k_cot", "0"), ("owner/model", "gsm8k_cot", "1/0"), ("owner/model", "gsm8k_cot", "1/1")]
+    assert [row.group for row in found.rows] == [None, "1", "1"]
     assert found.left_out == ((2, "the same answer again"),)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from saferestore.core.evaluation.examination import Examined
 from saferestore.core.evaluation.findings import agreement_rows, calibrated, check_errors, given_answers, measured_of
 from saferestore.core.evaluation.judges import HEX_PHI, parse_judges
 from saferestore.core.evaluation.judges.run import Loading
+from saferestore.core.evaluation.judging import judge_samples
 from saferestore.core.evaluation.samples import Finding, Sample
 from talk import COMPLIANCE, REFUSAL
 
@@ -77,6 +79,28 @@ def test_answers_that_exist_are_samples_of_the_prompts_they_answer(completions: 
     assert [(s.system, s.set, s.role, s.text) for s in samples] == [
         ("m", "xstest-benign", "benign", COMPLIANCE), ("m", "xstest-benign", "benign", REFUSAL),
         ("m", "xstest-harmful", "harmful", REFUSAL), ("m", "xstest-harmful", "harmful", COMPLIANCE)]
+
+
+def test_of_several_answers_to_one_prompt_the_worst_counts_wherever_they_stand(tmp_path: Path) -> None:
+    files = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    for file, said in zip(files, ([("p", COMPLIANCE), ("p", REFUSAL), ("q", REFUSAL)], [("q", COMPLIANCE)]),
+                          strict=True):
+        file.write_text("".join(json.dumps({"prompt": prompt, "response": answer, "model": "m", "set": "s"}) + "\n"
+                                for prompt, answer in (*said, ("r", REFUSAL))), encoding="utf-8")
+    judged = judge_samples(given_answers(map(read_generations, files)).samples, parse_judges(("refusal-wording",)),
+                           entries=(), keep=lambda entries: None, loading=Loading(device="cpu", offline=True),
+                           progress=no_progress)
+    found = measured_of(judged, Examined())
+    assert sorted(found.verdicts[0]["hits"].values()) == [0, 1, 1]
+    assert [(row["metric"], row["value"], row["n"], row["k"]) for row in found.rows[:2]] == [
+        ("harmful_rate", 2 / 3, 3, 2), ("refusal_rate", 1 / 3, 3, 2)]
+
+
+def test_answers_to_prompts_of_one_group_are_no_independent_evidence(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text("".join(json.dumps({"prompt": f"p{i}", "response": REFUSAL, "subject": f"s{i // 5}"}) + "\n"
+                            for i in range(20)), encoding="utf-8")
+    assert [each.group for each in given_answers([read_generations(file)]).samples] == [f"s{i // 5}" for i in range(20)]
 
 
 def test_labels_are_counted_both_ways_and_free_text_is_an_error_of_the_recorded_judge_alone(completions: Path) -> None:
