@@ -17,7 +17,7 @@ from .asking import TASKS, Plan
 from .attacks import Setting
 from .attacks.wording import harmful_answer
 from .choice import choose
-from .gate.measure import rate_row
+from .gate.measure import numbered, rate_row
 from .judges import base_likelihood
 from .perplexity import perplexity
 from .samples import Finding
@@ -120,9 +120,10 @@ def choices(model: Any, system: str, plan: Plan, roles: Mapping[str, str], setti
         chosen = choose(model, records, setting.chat, context=setting.context, batch_size=batch_size)
         metric = {"task": "task_accuracy", "untouched": "untouched_accuracy"}[roles[name]]
         unknown = dict.fromkeys(chosen.too_long)  # as an answer that could not be judged, so that they are counted
+        groups = numbered({record.id: record.group for record in records if record.group is not None})
         verdicts += [{"system": system, "set": name, "role": roles[name], "attack": "none",
                       "metric": f"{metric}@{shots}" if shots else metric, "judge": scorer,
-                      "hits": {key: int(hit) for key, hit in right.items()} | unknown}
+                      "hits": {key: int(hit) for key, hit in right.items()} | unknown, **groups}
                      for scorer, right in chosen.right.items()]
     return [dict(rate_row(verdict)) for verdict in verdicts], verdicts
 

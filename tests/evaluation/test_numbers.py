@@ -15,6 +15,7 @@ from saferestore.core.data.evaluation_sets import EvaluationSet
 from saferestore.core.data.records import Record
 from saferestore.core.evaluation.asking import Plan
 from saferestore.core.evaluation.attacks import Setting
+from saferestore.core.evaluation.intervals import design_effect, wilson
 from saferestore.core.evaluation.numbers import Held, answer_batches, choices, drifts, likelihoods, perplexities
 from saferestore.core.losses import log_probabilities
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -120,6 +121,18 @@ def test_likelihoods_compare_means_per_token_and_a_prompt_the_base_answers_is_an
         assert found[record.id].harmful is (score > 0)
     assert [found[r.id].error for r in RECORDS[3:]] == ["the base does not refuse this prompt"] * 2
     assert all(f.error for f in likelihoods(MODEL, RECORDS, {}, {}, SETTING, 2).values())
+
+
+def test_choices_of_one_group_are_no_independent_evidence() -> None:
+    records = tuple(replace(talk.record(f"question {i}", "no", meta={"choices": ("yes", "no"), "right": 1}),
+                            group=f"subject {i // 3}") for i in range(6))
+    rows, verdicts = choices(MODEL, "base", Plan((), {("mine", 0): records}, ()), {"mine": "task"}, SETTING, 4)
+    for row, verdict in zip(rows, verdicts, strict=True):
+        assert verdict["groups"] == {record.id: i // 3 for i, record in enumerate(records)}
+        effect = design_effect(list(verdict["hits"].values()), [i // 3 for i in range(6)])
+        rate = wilson(round(6 * row["value"]), 6, design_effect=effect)
+        assert effect > 1 and (row["design_effect"], row["ci_low"], row["ci_high"]) == (
+            effect, rate.ci_low, rate.ci_high)
 
 
 def test_choices_that_do_not_fit_are_not_known_and_are_counted() -> None:

@@ -164,11 +164,18 @@ def _verdict(group: Group, name: str, judge: str, samples: Sequence[Sample], key
     system, set_name, role, attack = group
     shown = f"{name}@{shots}" if shots else name
     return ({"system": system, "set": set_name, "role": role, "attack": attack, "metric": shown, "judge": judge,
-             "hits": hits, **_numbered(groups)}, max(map(len, told.values())))
+             "hits": hits, **numbered(groups)}, max(map(len, told.values())))
 
 
-def _numbered(groups: Mapping[str, str]) -> dict[str, dict[str, int]]:
-    """Return the groups as numbers, for their names may be harmful text; nothing where no two prompts share one."""
+def numbered(groups: Mapping[str, str]) -> dict[str, dict[str, int]]:
+    """Return the `groups` of an entry of `verdicts`: as numbers, for their names may be harmful text.
+
+    Args:
+        groups: Prompt -> its group.
+
+    Returns:
+        Nothing where no two prompts share one.
+    """
     numbers = {name: number for number, name in enumerate(dict.fromkeys(groups.values()))}
     shared = len(numbers) < len(groups)
     return {"groups": {key: numbers[name] for key, name in groups.items()}} if shared else {}
