@@ -36,7 +36,13 @@ def task_correct(reference: str, generated: str) -> bool:
 
 def normalised(text: str) -> str:
     """Return the words in lower case, one blank between them, without the punctuation at their edges."""
-    return " ".join(word for word in (part.strip(EDGES) for part in text.casefold().split()) if word)
+    return " ".join(word for word in map(_bare, text.casefold().split()) if word)
+
+
+def _bare(word: str) -> str:
+    """Strip a word; a point before a digit is the number's: .5 is no 5."""
+    bare = word.strip(EDGES)
+    return f".{bare}" if bare[:1].isdecimal() and f".{bare}" in word else bare
 
 
 def final_number(text: str) -> Decimal | None:
