@@ -15,10 +15,10 @@ from ..evaluation.samples import Sample
 FILE = "samples.jsonl"
 HIDDEN: dict[str, Callable[[str], tuple[str, ...]]] = {
     "none": lambda role: (),
-    "auto": lambda role: ("prompt", "text") if role in JUDGED else ("text",),
-    "all": lambda role: ("prompt", "text", "reference"),
+    "auto": lambda role: ("prompt", "text", "group") if role in JUDGED else ("text",),
+    "all": lambda role: ("prompt", "text", "group", "reference"),
 }
-"""What `--redact` masks in a sample of a set of some role."""
+"""What `--redact` masks in a sample of a set of some role; a group may be the request but for its wording."""
 
 
 def write_samples(folder: Path, samples: Iterable[Sample], redact: str) -> None:

@@ -52,6 +52,15 @@ def test_what_is_masked_depends_on_the_role_of_the_set(tmp_path: Path, redact: s
         masked("the reference") if redact == "all" else "the reference"}
 
 
+@pytest.mark.parametrize("redact", ["auto", "all"])
+def test_the_subject_of_a_harmful_prompt_is_masked_and_still_tells_groups_apart(tmp_path: Path, redact: str) -> None:
+    groups = ["what is asked for", "what is asked for", "something else", None]
+    _, lines = written(tmp_path, [replace(sample(), group=group) for group in groups], redact)
+    assert [line["group"] for line in lines] == [group and masked(group) for group in groups]
+    _, [shown] = written(tmp_path, [replace(sample(), group="what is asked for")], "none")
+    assert shown["group"] == "what is asked for"
+
+
 @pytest.mark.parametrize(("redact", "error"), [("auto", "no grade"), ("all", "no grade"),
                                                ("none", "no grade: first, gather")])
 def test_of_what_a_judge_said_that_cannot_be_read_only_the_fault_is_left(tmp_path: Path, redact: str,
