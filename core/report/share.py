@@ -19,16 +19,16 @@ PACKAGES = ("accelerate", "huggingface_hub", "jinja2", "jsonschema", "numpy", "p
             "scipy", "tokenizers", "torch", "transformers")
 """Packages whose versions can change a result or a file."""
 
-NAMED = re.compile(r"(?P<name>(?!https?:)[^/~][^/]*[=:])(?P<path>[/~].*)", re.DOTALL)
-"""What stands before an absolute path: NAME=FILE, RUBRIC=MODEL, suffix:FILE."""
+JOINT = re.compile(r"(?<=[=:,])(?=~|/(?!/))")
+"""Where an absolute path follows something else: NAME=FILE, RUBRIC=MODEL, suffix:FILE, A,B."""
 
 
 def shareable(text: str) -> str:
     """Return a reference or FILE[:FORMAT] without absolute paths.
 
     Args:
-        text: `ID_OR_PATH[@REVISION][+ADAPTER]` or a file, perhaps after NAME= or NAME:; anything else comes back
-            as it is.
+        text: `ID_OR_PATH[@REVISION][+ADAPTER]` or a file, perhaps after NAME=, NAME: or another and a comma;
+            anything else comes back as it is.
 
     Returns:
         The same with each absolute path made relative to the working folder or, outside of it, cut to its last
@@ -82,8 +82,9 @@ def _shareable_value(value: object) -> object:
 
 
 def _relative(part: str) -> str:
-    if named := NAMED.fullmatch(part):
-        return named["name"] + _relative(named["path"])
+    head, *tail = JOINT.split(part, maxsplit=1)
+    if tail:
+        return _relative(head[:-1]) + head[-1] + _relative(tail[0])
     path = Path(os.path.expanduser(part))  # noqa: PTH111 - where there is no such user, Path's own raises
     if not path.is_absolute():
         return part

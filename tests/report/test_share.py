@@ -19,6 +19,9 @@ from saferestore.core.report.share import command_line, environment, requirement
     ("suffix:/secret/words.txt", "suffix:words.txt"), ("suffix:~/secret/words.txt", "suffix:words.txt"),
     ("mine=/secret/rows.csv:chat", "mine=rows.csv:chat"), ("a=suffix:/secret/words.txt", "a=suffix:words.txt"),
     ("suffix:words/a.txt", "suffix:words/a.txt"), ("prefill:2", "prefill:2"),
+    ("./mine.yaml=/secret/guard", "./mine.yaml=guard"), ("rubrics/mine.yaml=~/guard", "rubrics/mine.yaml=guard"),
+    ("/secret/mine.yaml=/secret/guard@main", "mine.yaml=guard@main"), ("arc,/secret/own.yaml", "arc,own.yaml"),
+    ("/secret/a.yaml,/secret/b.yaml", "a.yaml,b.yaml"), ("mine=https://example.org/a", "mine=https://example.org/a"),
     ("mood:~nobody-here", "mood:~nobody-here"),
     ("https://example.org/a/b", "https://example.org/a/b"), ("http://example.org/a", "http://example.org/a")])
 def test_absolute_paths_are_cut(text: str, expected: str) -> None:
