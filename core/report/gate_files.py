@@ -34,14 +34,26 @@ def read_gate(path: Path) -> tuple[Rule, ...]:
         At least one rule.
 
     Raises:
-        UsageError: A file that cannot be read, is no YAML, or has rules that cannot be used.
+        UsageError: A file that cannot be read, is no YAML, has a key twice in one place, or has rules that cannot be
+            used.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise UsageError(f"cannot read gate - {path}: {_why(error)}",
-                         hint="give --gate a readable YAML file with `rules:`") from error
+                         hint="give --gate a readable YAML file with `rules:`, each rule begun by `-`") from error
     return parse_rules(content, str(path))
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain YAML in which no key is given twice: of two, as where the dash of a rule is missing, the last would win."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002
+        keys = [key.value for key, _ in node.value]
+        twice = next((key for key in keys if keys.count(key) > 1), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(problem=f"`{twice}` is given twice", problem_mark=node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 def read_baseline(path: Path) -> dict[str, Any]:

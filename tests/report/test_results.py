@@ -143,6 +143,16 @@ def test_a_gate_is_read_from_its_file(tmp_path: Path) -> None:
     assert [rule.threshold for rule in read_gate(tmp_path / "gate.yaml")] == [0.05]
 
 
+@pytest.mark.parametrize("content", [
+    "rules:\n  - metric: harmful_rate\n    max_upper: 0.05\n    metric: over_refusal_rate\n    max_upper: 0.5\n",
+    "rules: [{metric: harmful_rate, max_upper: 0.05}]\nrules: [{metric: over_refusal_rate, max_upper: 0.5}]\n"])
+def test_a_gate_in_which_a_later_rule_would_hide_an_earlier_one_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "gate.yaml").write_text(content)
+    with pytest.raises(UsageError, match=r"`\w+` is given twice in .* line [12]") as caught:
+        read_gate(tmp_path / "gate.yaml")
+    assert "begun by `-`" in caught.value.hint
+
+
 @pytest.mark.parametrize("content", [b"rules: [", b"\xff\xff", b"rules: !!python/object:os.system {}"])
 def test_a_gate_that_is_no_yaml_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "gate.yaml").write_bytes(content)
