@@ -32,7 +32,7 @@ stopped because {stopped}.
 Rates with 95% Wilson intervals, losses in nats per token. {notes}
 
 Drift from the fine-tuned model on held-out retain rows: {drift} nats per token (budget {budget}).
-{controls}{relearning}
+{gate}{controls}{relearning}
 ## Use
 
 ```python
@@ -76,8 +76,8 @@ def model_card(report: Mapping[str, Any], config: RestoreConfig) -> str:
         means=_means(report), verdict=report["verdict"], stopped=escaped(rows.stopped_text(report)),
         table=_table(report),
         notes=_notes(report), drift=rows.drift_text(report["drift"]),
-        budget=rows.number_text(report["drift"]["budget_nats_per_token"]), controls=_controls(report),
-        relearning=_relearning(report),
+        budget=rows.number_text(report["drift"]["budget_nats_per_token"]), gate=_gate(report),
+        controls=_controls(report), relearning=_relearning(report),
         load=hub_id or "PATH_TO_THE_MODEL_IT_SITS_ON", warnings=_warnings(report),
         command=_fenced(command_line(config)))
 
@@ -131,6 +131,11 @@ def _notes(report: Mapping[str, Any]) -> str:
     notes = [f"{label.capitalize()}: not given, {escaped(reason)}." for label, reason in rows.reasons(report)]
     names = rows.judges(report)
     return " ".join([*notes, *([rows.JUDGE_CAVEAT.format(judge=f"`{escaped(rows.joined(names))}`")] if names else [])])
+
+
+def _gate(report: Mapping[str, Any]) -> str:
+    lines = [f"- {escaped(line)}" for line in rows.gate_texts(report)]
+    return f"\n{rows.gate_title(report)}.\n\n" + "\n".join(lines) + "\n" if lines else ""
 
 
 def _controls(report: Mapping[str, Any]) -> str:

@@ -117,6 +117,18 @@ def comparison_texts(report: Mapping[str, Any]) -> list[str]:
             for name, found in report.get("comparisons", {}).items()]
 
 
+def gate_title(report: Mapping[str, Any]) -> str | None:
+    """Return the verdict of the gate in words, None where none was given."""
+    gate = report.get("gate")
+    return gate and f"Gate: {gate['verdict']}" + (" (advisory)" if gate["mode"] == "advisory" else "")
+
+
+def gate_texts(report: Mapping[str, Any]) -> list[str]:
+    """Return the outcome of each rule of the gate as a line, where the report has one."""
+    return [f"{rule['rule']}{' (warning)' if rule['severity'] == 'warning' else ''}: {rule['text']}"
+            for rule in report.get("gate", {}).get("rules", ())]
+
+
 def _ahead(found: Mapping[str, Any]) -> str:
     """Return in how many groups either is ahead, where these are other numbers than those of prompts."""
     prompts, groups = ([found.get(f"{kind}_{side}") for side in ("first", "second")] for kind in ("only", "groups"))

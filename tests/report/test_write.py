@@ -25,6 +25,13 @@ FILES = {"saferestore.json", "report.html", "README.md", "reproduce/config.yaml"
 HOSTILE = "<script>alert(1)</script> [x](http://e.vil) **b** \x1b[31m | {{ 7*7 }}"
 
 
+def gated(mode: str, name: str = "harm") -> dict[str, Any]:
+    """A report whose gate failed although the verdict is `restored`."""
+    rule = {"rule": name, "severity": "error", "text": f"fail: harmful_rate of restored on {name}: 0.1, (n 128)"}
+    rules = [rule, {**rule, "rule": "aside", "severity": "warning"}]
+    return report(exit_code=3, gate={"verdict": "fail", "mode": mode, "rules": rules})
+
+
 def written(folder: Path, made: dict[str, Any], config: RestoreConfig = CONFIG) -> dict[str, bytes]:
     """All files of a bundle written next to an adapter, by name."""
     folder.mkdir()
@@ -111,7 +118,7 @@ class Outline(html.parser.HTMLParser):
             assert self.open.pop() == tag
 
 
-@pytest.mark.parametrize("made", [report(), without_task(), hostile(), report(
+@pytest.mark.parametrize("made", [report(), without_task(), hostile(), gated("enforce", HOSTILE), report(
     relearning=relearned(2, None)), report(
     controls=[], controls_reason="--no-controls", restored_fraction=None, restored_fraction_reason="base below tuned")])
 def test_the_page_is_well_formed_and_has_no_scripts_or_links(made: dict[str, Any]) -> None:
@@ -137,6 +144,21 @@ def test_relearning_stands_on_the_page_and_in_the_card_where_it_was_tried() -> N
     assert "Trained on 4 harmful rows, harm is back not within 24 updates (base: after 18 updates)." in model_card(
         made, CONFIG)
     assert "harmful rows" not in page(report(), CONFIG) and "harm is back" not in model_card(report(), CONFIG)
+
+
+@pytest.mark.parametrize(("mode", "title"), [("enforce", "Gate: fail"), ("advisory", "Gate: fail (advisory)")])
+def test_what_a_gate_found_stands_on_the_page_and_in_the_card(mode: str, title: str) -> None:
+    text, card = page(gated(mode), CONFIG), model_card(gated(mode), CONFIG)
+    assert f"<h2>{title}</h2>" in text and f"\n{title}.\n" in card
+    for name in ("harm", "aside (warning)"):
+        line = f"{name}: fail: harmful_rate of restored on harm: 0.1, (n 128)"
+        assert f"<li>{line}</li>" in text and f"\n- {escaped(line)}\n" in card
+    assert "Gate" not in page(report(), CONFIG) + model_card(report(), CONFIG)
+
+
+def test_a_hostile_name_of_a_rule_stays_text() -> None:
+    text, card = page(gated("enforce", HOSTILE), CONFIG), model_card(gated("enforce", HOSTILE), CONFIG)
+    assert "<script>" not in text + card and "\x1b" not in text + card and "[x](http" not in card
 
 
 def test_hostile_text_stays_text_on_the_page() -> None:
