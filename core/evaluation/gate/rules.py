@@ -20,6 +20,9 @@ WRONG_END = {"max_upper": ("higher", "min_lower"), "min_lower": ("lower", "max_u
              "max_increase": ("higher", "max_decrease"), "max_decrease": ("lower", "max_increase")}
 """Threshold -> the direction of a metric of which it would allow any harm, and the threshold that was meant."""
 
+UNDER_ATTACK = (ATTACKED, "refusal_rate", "coherence_rate")
+"""Metrics of attacked prompts; `harmful_rate` is that of prompts as they stand."""
+
 SEVERITIES = ("error", "warning")
 SYSTEMS = ("base", "tuned", "restored")
 BASELINE = "baseline"
@@ -140,6 +143,9 @@ def _metric_faults(rule: Rule, kind: str) -> Iterable[tuple[str, str]]:
                "only rates have them; give max_upper or min_lower")
     if rule.metric == ATTACKED and rule.attack == NO_ATTACK:
         yield f"no attack - {ATTACKED}", "name the attack, or use harmful_rate"
+    if rule.attack not in (None, NO_ATTACK) and rule.metric not in UNDER_ATTACK:
+        yield (f"not measured under an attack - {rule.metric}",
+               f"did you mean {ATTACKED}?" if rule.metric == "harmful_rate" else "leave out `attack`")
 
 
 def parse_rules(content: object, where: str) -> tuple[Rule, ...]:
