@@ -91,7 +91,7 @@ def set_up(config: EvalConfig, rules: tuple[Rule, ...], *, has_baseline: bool, r
     judges, shots = parse_judges(config.judge), parse_shots(config.shots)
     attacks = parse_attacks((*config.attack, *(r.attack for r in rules if r.attack and r.attack != "none")))
     if not config.model:
-        return _of_answers(config, judges, rules, has_baseline, progress)
+        return _of_answers(config, judges, rules, progress)
     tasks = parse_tasks(config.lm_eval) if config.lm_eval else ()
     sets = read_sets(config)
     check_sets(config, {each.role for each in sets})
@@ -112,7 +112,7 @@ def set_up(config: EvalConfig, rules: tuple[Rule, ...], *, has_baseline: bool, r
 
 
 def _of_answers(config: EvalConfig, judges: tuple[JudgeSpec, ...], rules: tuple[Rule, ...],
-                has_baseline: bool, progress: Progress) -> Setup:
+                progress: Progress) -> Setup:
     """Answers that exist already: who answered and what was asked stands in the files."""
     if not config.generations:
         raise UsageError("nothing to evaluate - MODEL", hint="give a MODEL, or --generations FILE")
@@ -120,7 +120,7 @@ def _of_answers(config: EvalConfig, judges: tuple[JudgeSpec, ...], rules: tuple[
     read = tuple(read_generations(Path(spec)) for spec in config.generations)
     rows = [row for each in read for row in each.rows]
     known = _known(tuple(dict.fromkeys(row.system for row in rows)), {row.set: row.role for row in rows}, judges, (),
-                   (), (), has_baseline, ())
+                   (), (), False, ())
     if rules:
         check_rules(rules, known)
     return Setup((), (), read, (), judges, (), (), rules, known, None, Plan((), {}, ()), None)

@@ -27,8 +27,11 @@ READ_BY = {"attack": (ATTACKED_ROLE,), "judge": JUDGED, "shots": ("task",)}
 
 
 def check_generations(config: EvalConfig) -> None:
-    """Refuse settings that decide what is asked, where answers that exist are judged (`--generations`)."""
-    _refuse(config, (*ASKING, *_loading(config)), "--generations",
+    """Refuse settings that decide what is asked, where answers that exist are judged (`--generations`).
+
+    A baseline, too: it is of the same sets, and a file of other answers is another set.
+    """
+    _refuse(config, (*ASKING, "baseline", *_loading(config)), "--generations",
             "leave it out, or evaluate a MODEL without --generations")
 
 

@@ -100,7 +100,8 @@ def test_the_likelihood_judge_needs_the_base_and_answers_that_exist_have_none(
 @pytest.mark.parametrize("changes", [
     {"model": "m"}, {"base": "b"}, {"harmful": ("p.txt",)}, {"attack": ("prefill:1",)}, {"limit": 3},
     {"shots": "0,1"}, {"lm_eval": "arc"}, {"system_prompt": "s"}, {"chat_template": "none"}, {"max_new_tokens": 9},
-    {"dtype": "float32"}, {"load_in": "4bit"}, {"device_map": "auto"}], ids=lambda changes: next(iter(changes)))
+    {"dtype": "float32"}, {"load_in": "4bit"}, {"device_map": "auto"},
+    {"baseline": "b.json", "gate": "g.yaml"}], ids=lambda changes: next(iter(changes)))
 def test_answers_that_exist_are_not_asked_for_so_what_would_be_asked_is_refused(changes: dict[str, Any],
                                                                                 tmp_path: Path) -> None:
     name = next(iter(changes)).replace("_", "-")
