@@ -51,8 +51,9 @@ def check_baseline(baseline: Json, current: Json, rules: Iterable[Rule], known: 
 
 def _differences(baseline: Json, current: Json, rules: Sequence[Rule], known: Known) -> Iterator[tuple[str, Any, Any]]:
     """Each thing that the two differ in: its name, what it was, what it is."""
+    shots = ("shots",) if any("@" in rule.metric for rule in rules) else ()  # the largest decides which rows are shown
     pairs = [*_templates(baseline, current, rules, known),
-             *((name, baseline["settings"].get(name), current["settings"].get(name)) for name in GENERATION),
+             *((name, baseline["settings"].get(name), current["settings"].get(name)) for name in GENERATION + shots),
              ("seed", baseline["seed"], current["seed"]), *_judges(baseline, current, rules),
              *_sets(baseline, current, rules), *_attacks(baseline, current, rules)]
     return (pair for pair in pairs if pair[1] != pair[2])

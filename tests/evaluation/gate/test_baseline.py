@@ -82,6 +82,15 @@ def test_an_attack_made_of_another_file_is_a_difference() -> None:
     check_baseline(old, new, [RULE], KNOWN, "old.json")
 
 
+def test_other_numbers_of_shots_show_other_rows_before_a_prompt() -> None:
+    new = changed("settings/shots", "0,4,8")
+    with pytest.raises(UsageError, match="shots was 0,4, now 0,4,8"):
+        check_baseline(changed("settings/shots", "0,4"), new, [Rule("task_accuracy@4", max_decrease=0.1)], KNOWN,
+                       "old.json")
+    check_baseline(changed("settings/shots", "0,4"), new, [RULE, Rule("task_accuracy", max_decrease=0.1)], KNOWN,
+                   "old.json")
+
+
 def test_a_system_that_the_baseline_lacks_is_refused_by_name() -> None:
     old = changed("inputs/systems", {"restore": {}})
     with pytest.raises(UsageError, match="system restored is not in the baseline") as caught:
