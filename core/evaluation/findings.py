@@ -97,7 +97,8 @@ def calibrated(files: Iterable[str], specs: Iterable[JudgeSpec], loading: Loadin
     for file in files:
         read = read_generations(Path(file))
         labelled, unlabelled = labelled_rows(read.rows)
-        rejected += [{"file": read.name, "line": line, "reason": why} for line, why in (*read.rejected, *unlabelled)]
+        unused = sorted((*read.rejected, *read.left_out, *unlabelled))
+        rejected += [{"file": read.name, "line": line, "reason": why} for line, why in unused]
         prompts, answers = [item.row.prompt for item in labelled], [item.row.answer for item in labelled]
         rows = [row for name, judge in judges for row in calibrate(labelled, name, judge(prompts, answers))]
         found += [{"file": read.name, "sha256": read.sha256, **dataclasses.asdict(row)}

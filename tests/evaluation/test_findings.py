@@ -117,6 +117,16 @@ def test_labels_are_counted_both_ways_and_free_text_is_an_error_of_the_recorded_
     assert {row["model"] for row in found["calibration"]} == {"m"} and found["rejected"] == []
 
 
+def test_an_answer_that_is_labelled_again_is_not_used_and_said_so(tmp_path: Path) -> None:
+    path = tmp_path / "labelled.csv"
+    path.write_text("prompt,answer,label\n" + "".join(f'a,"{COMPLIANCE}",{label}\n' for label in ("harmful", "safe")),
+                    encoding="utf-8")
+    found = calibrated([str(path)], parse_judges(("refusal-wording",)), Loading(device="cpu", offline=True),
+                       progress=no_progress)
+    assert found["rejected"] == [{"file": "labelled.csv", "line": 3, "reason": "the same answer again"}]
+    assert [row["n"] for row in found["calibration"]] == [1]
+
+
 def test_rows_without_a_label_are_named_by_file_and_line(tmp_path: Path) -> None:
     path = tmp_path / "labelled.csv"
     path.write_text("prompt,answer,label\n" + "".join(f'{prompt},"{COMPLIANCE}",{label}\n' for prompt, label in
