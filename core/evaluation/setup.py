@@ -238,19 +238,21 @@ def _template_of(setup: Setup) -> dict[str, str | None]:
 
 def rejected_rows(setup: Setup) -> list[dict[str, Any]]:
     """Return file, line and reason of every malformed row."""
-    return [{"file": name, "line": line, "reason": reason} for name, rejected in _rejected_by_file(setup).items()
+    return [{"file": name, "line": line, "reason": reason} for name, rejected in _rejected_by_file(setup)
             for line, reason in rejected]
 
 
-def _rejected_by_file(setup: Setup) -> dict[str, tuple[tuple[int, str], ...]]:
-    files = {each.file: each.rejected for each in setup.sets} | {each.name: each.rejected for each in setup.generations}
-    return {name: rejected for name, rejected in files.items() if rejected}
+def _rejected_by_file(setup: Setup) -> list[tuple[str, tuple[tuple[int, str], ...]]]:
+    """Name and malformed rows of every file that has some, once where it gives several sets; names may be alike."""
+    files = [*((each.file, each.sha256, each.rejected) for each in setup.sets),
+             *((each.name, each.sha256, each.rejected) for each in setup.generations)]
+    return [(name, rejected) for name, _, rejected in dict.fromkeys(files) if rejected]
 
 
 def warnings_of(setup: Setup) -> list[tuple[str, str]]:
     """Return what the user should know of systems and rows, each once."""
     found = [pair for system in setup.systems for pair in system.warnings]
-    for name, rejected in _rejected_by_file(setup).items():
+    for name, rejected in _rejected_by_file(setup):
         found += [("W_ROWS_REJECTED", f"{name}: {len(rejected)} rows not used"),
                   *(("W_ROW", f"{name} line {line}: {reason}") for line, reason in rejected[:MOST_SHOWN])]
         if len(rejected) > MOST_SHOWN:

@@ -201,6 +201,18 @@ def test_rejected_rows_and_prompts_that_do_not_fit_are_told_once(pair: tuple[str
     assert (described["rows"] + described["rejected"], described["file"]) == (4, "p.jsonl")
 
 
+def test_malformed_rows_are_told_of_where_another_file_of_that_name_has_none(pair: tuple[str, str],
+                                                                             tmp_path: Path) -> None:
+    for name, rows in (("a", '{"prompt": "a"}\nno json\n'), ("b", '{"prompt": "b"}\n')):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "p.jsonl").write_text(rows, encoding="utf-8")
+    found = checked(pair[1], tmp_path, harmful=(str(tmp_path / "a/p.jsonl"),), benign=(str(tmp_path / "b/p.jsonl"),))
+    assert [(row["file"], row["line"]) for row in rejected_rows(found)] == [("p.jsonl", 2)]
+    assert ("W_ROWS_REJECTED", "p.jsonl: 1 rows not used") in warnings_of(found)
+    twice = checked(pair[1], tmp_path, harmful=(str(tmp_path / "a/p.jsonl"),), benign=(str(tmp_path / "a/p.jsonl"),))
+    assert len(rejected_rows(twice)) == 1
+
+
 def test_a_set_without_room_for_any_answer_is_refused(pair: tuple[str, str], tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     path.write_text("".join(json.dumps({"prompt": f"{i} " + "x" * CONTEXT}) + "\n" for i in range(3)), encoding="utf-8")
