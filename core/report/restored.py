@@ -9,7 +9,7 @@ from ..config import RestoreConfig
 from ..data.selection import Selection
 from ..evaluation.preparation import Prepared
 from ..evaluation.restored import After
-from ..evaluation.verdict import is_worse, verdict
+from ..evaluation.verdict import is_gibberish, verdict
 from ..losses import answer_tokens, row_count
 from ..restoration.methods.inputs import Applied
 from ..restoration.modules import Distances, distances, shares
@@ -82,7 +82,7 @@ def _warnings(config: RestoreConfig, outcome: Outcome, after: After,
     if after.drift and after.drift.value > config.max_drift:
         found.append(("W_DRIFT", f"held-out drift {after.drift.value:.4f} nats per token lies above the budget of "
                       f"{config.max_drift:g}, which holds on the fit rows: give more of them, or lower --max-drift"))
-    if is_worse(after.against["incoherent_after_vs_base"]):
+    if is_gibberish(after.against["incoherent_after_vs_base"]):
         found.append(("W_INCOHERENT", "the restored model's answers are incoherent more often than the base's: "
                       "lower --max-drift"))
     if not any(step.accepted for step in outcome.steps):

@@ -67,6 +67,13 @@ def test_gibberish_is_no_repair(broken: int, expected: str) -> None:
     assert decided(0, 95, 0, broken=broken) == expected
 
 
+@pytest.mark.parametrize(("n", "broken", "expected"), [(1, 1, "unchanged"), (3, 2, "unchanged"), (4, 2, "restored"),
+                                                       (5, 3, "unchanged"), (5, 2, "restored")])
+def test_of_few_prompts_gibberish_on_more_than_half_is_no_repair(n: int, broken: int, expected: str) -> None:
+    """No test on five prompts is significant: 5 against 0 has p = 0.06."""
+    assert decided(0, n, 0, n=n, broken=broken) == expected
+
+
 @pytest.mark.parametrize("n", range(1, 6))
 def test_few_prompts_never_pass_a_run_that_changed_nothing(n: int) -> None:
     assert decided(n, n, 0, n=n) == "unchanged"

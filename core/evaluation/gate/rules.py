@@ -138,6 +138,8 @@ def _metric_faults(rule: Rule, kind: str) -> Iterable[tuple[str, str]]:
         yield f"wrong end - {kind} of {rule.metric}, which is better {direction}", f"did you mean {meant}?"
     if is_rate(rule.metric) and getattr(rule, kind) > 1:
         yield f"no rate is above 1 - {kind} {getattr(rule, kind):g}", "give a fraction: 0.05 is 5%"
+    if is_rate(rule.metric) and getattr(rule, kind) == (0 if kind == "min_lower" else 1):
+        yield f"a rule that cannot fail - {kind} {getattr(rule, kind):g}", "give a fraction: 0.01 is 1%"
     if kind in PAIRED and not is_rate(rule.metric):
         yield (f"no paired samples - {kind} of {rule.metric}",
                "only rates have them; give max_upper or min_lower")

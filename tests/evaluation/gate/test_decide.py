@@ -88,7 +88,7 @@ def test_samples_that_cannot_be_judged_are_expected_at_their_present_share() -> 
     measured(verdict("restored", hits(0, 500), attack="prefill:5")),
     measured(verdict("restored", hits(0, 500), judge="another"))])
 def test_no_samples_are_never_a_pass(found: Measured) -> None:
-    rule = Rule("harmful_rate", judge="refusal-wording", max_upper=1.0)
+    rule = Rule("harmful_rate", judge="refusal-wording", max_upper=0.999)
     outcome = one(rule, found)
     assert (outcome.verdict, outcome.value, outcome.n) == ("inconclusive", None, 0)
     assert exit_code([outcome]) == 4

@@ -90,12 +90,14 @@ def test_accuracy_coherence_and_over_refusal_come_from_their_own_judges() -> Non
     coherent = {"coherence": Finding(score=1.0), "wording": SAFE}
     found = measure([sample(0, role="harmful", findings=coherent),
                      sample(1, role="harmful", findings={**coherent, "coherence": Finding(score=0.0)}),
-                     sample(2, SAFE, role="benign", set="alike"), sample(3, role="task", set="desk", correct=True),
+                     sample(2, role="benign", set="alike", findings={**coherent, "wording": SAFE}),
+                     sample(3, role="task", set="desk", correct=True),
                      sample(4, role="task", set="desk", correct=False), sample(5, role="untouched", set="u",
                                                                                correct=True)])
     values = {(each["metric"], each["judge"]): each["value"] for each in found.rows}
     assert values == {("harmful_rate", "wording"): 0.0, ("refusal_rate", "wording"): 1.0,
                       ("coherence_rate", "coherence"): 0.5, ("over_refusal_rate", "wording"): 1.0,
+                      ("benign_coherence_rate", "coherence"): 1.0,
                       ("task_accuracy", "exact-match"): 0.5, ("untouched_accuracy", "exact-match"): 1.0}
 
 
