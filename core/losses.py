@@ -8,6 +8,7 @@ tokens is wrong by 5% on ragged batches, so the normaliser is always the whole s
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -156,14 +157,15 @@ def gradient_beside(live: LiveModel, loss: Loss, beside: Sequence[Loss]) -> tupl
         NumericalError: The value or the gradient is not finite.
     """
     names, leaves = list(live.leaves), list(live.leaves.values())
-    total, value, others = zeros(dict(live.leaves)), 0.0, [0.0] * len(beside)
+    total, value, others, up = zeros(dict(live.leaves)), 0.0, [0.0] * len(beside), upscale(loss.batches)
     for number, batch in enumerate(loss.batches):
         out = answer_logits(live.model, batch)
         share = loss.contribution(number, out)
         with torch.no_grad():
             others = [v + float(other.contribution(number, out)) for v, other in zip(others, beside, strict=True)]
-        parts = torch.autograd.grad(share, leaves, allow_unused=True, materialize_grads=True)
-        total = axpy(1.0, dict(zip(names, parts, strict=True)), total)
+        parts = torch.autograd.grad(share, leaves, torch.full_like(share, up), allow_unused=True,
+                                    materialize_grads=True)
+        total = axpy(1 / up, dict(zip(names, parts, strict=True)), total)
         value += float(share.detach())
     if not (torch.isfinite(torch.tensor(value)) and is_finite(total)):
         raise NumericalError(f"the loss `{loss.name}` or its gradient is not finite - {value}",
@@ -174,6 +176,15 @@ def gradient_beside(live: LiveModel, loss: Loss, beside: Sequence[Loss]) -> tupl
 def answer_tokens(batches: Sequence[Batch]) -> int:
     """Return the number of answer tokens of a set."""
     return sum(batch.answer_tokens for batch in batches)
+
+
+def upscale(batches: Sequence[Batch]) -> float:
+    """Return what a gradient is multiplied by on its way back through the model, and divided by at its end.
+
+    A loss is divided by the answer tokens of its whole set; a part of its gradient that is so small is 0 in float16. A
+    power of two about as large rounds nothing in the other types.
+    """
+    return 2.0 ** int(math.log2(max(1, answer_tokens(batches))))
 
 
 def cross_entropy(name: str, batches: Sequence[Batch], *, target: float | None = None) -> Loss:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +12,7 @@ from saferestore.core import losses
 from saferestore.core.checkpoint.session import LiveModel, read_params, write_params
 from saferestore.core.data.batches import Batch, Row, make_batches
 from saferestore.core.errors import NumericalError
+from saferestore.core.restoration.methods.train import partial_gradient
 from torch import Tensor, nn
 
 from . import dense
@@ -220,6 +222,38 @@ def test_a_total_is_the_sum_of_its_losses_and_of_their_gradients(live: LiveModel
     parts = [losses.gradient(live, loss) for loss in (first, second)]
     assert value == pytest.approx(parts[0][0] + parts[1][0], rel=1e-12)
     torch.testing.assert_close(dense.flat(slope), dense.flat(parts[0][1]) + dense.flat(parts[1][1]))
+
+
+def in_float16() -> LiveModel:
+    live = live_model(dtype=torch.float32, every_module=True)
+    for parameter in live.model.parameters():
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.half()
+    return live
+
+
+GRADIENTS = {"whole": lambda live, loss: losses.gradient(live, loss)[1],
+             "partial": lambda live, loss: partial_gradient(live, ((1.0, loss),), [[0]])}
+
+
+@pytest.mark.parametrize("tokens", [10, 100_000])
+@pytest.mark.parametrize("way", GRADIENTS)
+def test_a_gradient_in_float16_is_not_lost_in_the_size_of_the_set(way: str, tokens: int):
+    """The least number of float16 is 6e-8: a share of many tokens has a gradient below it at each of them."""
+    found = []
+    for live in (live_model(dtype=torch.float32, every_module=True), in_float16()):
+        batches = [replace(batch, answer_tokens=tokens) for batch in ragged_batches(batch_size=6)]
+        reference = losses.log_probabilities(live.model, batches)
+        write_params(live, moved(live, by=0.02, seed=5))
+        loss = losses.kl_divergence("D", batches, reference.__getitem__, temperature=2.0)
+        found.append(dense.flat(GRADIENTS[way](live, loss)))
+    assert dense.relative_error(found[1], found[0]) < 0.05
+
+
+def test_what_gradients_are_multiplied_by_on_their_way_is_a_power_of_two():
+    batch = ragged_batches()[0]
+    found = [losses.upscale([replace(batch, answer_tokens=count)]) for count in (1, 2, 7, 8, 1000)]
+    assert found == [1.0, 2.0, 4.0, 8.0, 512.0] and losses.upscale([]) == 1.0
 
 
 def test_losses_leave_no_gradient_on_the_model(live: LiveModel):
