@@ -14,8 +14,13 @@ import pytest
 import torch
 from other_device import CUDA, NEXT, other_device
 from saferestore.core import pipeline
+from saferestore.core.checkpoint.pair import open_pair
+from saferestore.core.checkpoint.session import open_session
 from saferestore.core.config import PUBLISHED, CompareConfig, EvalConfig, ProbeConfig, RestoreConfig, ScoreConfig
 from saferestore.core.config.names import ENGINES, NEED_UNALIGNED
+from saferestore.core.curvature.hessian import graph_bytes
+from saferestore.core.data.batches import Row, make_batches
+from saferestore.core.losses import cross_entropy
 from talk import save_pair
 from torch import nn
 
@@ -162,6 +167,14 @@ def test_half_precision_runs_on_gpus(files: dict[str, str], tmp_path: Path, devi
         made = pipeline.restore(restoration(files, device="cuda", device_map=device_map, dtype="bfloat16",
                                             low_memory=True), tmp_path / "out")
     assert made["status"] == "ok" and made["settings"]["dtype"] == "bfloat16" and marks.used[CUDA] > 100
+
+
+def test_the_memory_of_a_graph_is_counted_on_the_devices_that_hold_it(files: dict[str, str]) -> None:
+    with other_device():
+        live = open_session(open_pair(files["base"], files["tuned"]), device="cuda", device_map="balanced").adapter()
+        batches = make_batches([Row(0, (3, 4), (5, 6, 7))], batch_size=1, pad_id=0)
+        found = graph_bytes(live, cross_entropy("ce", batches))
+    assert all(found[device] > 0.2 * found.total() for device in (CUDA, NEXT))
 
 
 def looked_at(files: dict[str, str], device: str, device_map: str | None, **settings: Any) -> dict[str, Any]:
