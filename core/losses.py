@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from .checkpoint.session import LiveModel
 from .data.batches import Batch
-from .data.scratch import scratch_tensor
+from .data.scratch import is_small, scratch_tensor
 from .errors import NumericalError
 from .params import Params, axpy, is_finite, zeros
 
@@ -197,11 +197,14 @@ def cross_entropy(name: str, batches: Sequence[Batch], *, target: float | None =
 def log_probabilities(model: nn.Module, batches: Sequence[Batch], *, on_disk: bool = False) -> list[Tensor]:
     """Return log p at every answer token, a tensor [N, V] a batch, on the CPU or in vanishing files.
 
-    They are exact: a top-k cache would bias every divergence from them. Size: answer tokens x V x 4 bytes.
+    They are exact: a top-k cache would bias every divergence from them. Size: answer tokens x V x 4 bytes. Where that
+    would fill a quarter of the free memory they are in files anyway.
     """
-    kept = []
+    kept: list[Tensor] = []
     for batch in batches:
         log_p = torch.log_softmax(answer_logits(model, batch).logits, dim=-1)
+        if not kept:
+            on_disk = on_disk or not is_small(answer_tokens(batches) * log_p.shape[1] * log_p.element_size())
         store = scratch_tensor(log_p.shape, log_p.dtype, on_disk=on_disk)
         kept.append(store.copy_(log_p))
     return kept

@@ -16,7 +16,7 @@ from saferestore.core.restoration.methods.train import partial_gradient
 from torch import Tensor, nn
 
 from . import dense
-from .cases import FAMILIES, live_model, moved, ragged_batches, ragged_rows, vector_like
+from .cases import FAMILIES, VOCAB, live_model, moved, ragged_batches, ragged_rows, vector_like
 
 SIZES = (1, 2, 3, 7)
 
@@ -163,6 +163,17 @@ def test_cached_log_probabilities_are_exact_and_sum_to_one(live: LiveModel, on_d
     for log_p, p in zip(found, dense.probabilities(live, batches), strict=True):
         torch.testing.assert_close(log_p.exp(), p, rtol=1e-10, atol=0)
         assert not log_p.requires_grad
+
+
+@pytest.mark.parametrize(("free", "on_disk"), [(4.0, False), (3.9, True)])
+def test_log_probabilities_that_would_fill_a_quarter_of_the_memory_are_in_files(
+        live: LiveModel, free: float, on_disk: bool, monkeypatch: pytest.MonkeyPatch):
+    batches, kept, store = ragged_batches(batch_size=2), [], losses.scratch_tensor
+    sizes = {"SC_AVPHYS_PAGES": free * 8 * VOCAB * losses.answer_tokens(batches), "SC_PAGE_SIZE": 1}
+    monkeypatch.setattr("os.sysconf", sizes.__getitem__)
+    monkeypatch.setattr(losses, "scratch_tensor", lambda *given, **how: kept.append(how) or store(*given, **how))
+    assert len(losses.log_probabilities(live.model, batches)) == len(batches) > 1
+    assert kept == [{"on_disk": on_disk}] * len(batches)
 
 
 @pytest.mark.parametrize("batch_size", SIZES)
