@@ -28,8 +28,8 @@ def blended_weights(model: PreTrainedModel, pair: CheckpointPair, alpha: float) 
 
     Does nothing where alpha is 0, nor for a pair of kind `lora`, whose frozen weights are the base's. A few copies of
     one tensor in 32 bits at most are in memory beside the model; where transformers merges weights while it loads them
-    (experts), 5 bytes for each weight of one layer, too. Weights of 16 bits are rounded at random (`rounded`), the same
-    at every call on one kind of device.
+    (experts), what `places` takes of one layer, too. Weights of 16 bits are rounded at random (`rounded`), the same at
+    every call on one kind of device.
 
     Yields:
         Nothing. MismatchError: parameters that cannot be told from the files (quantised, offloaded, converted with no
