@@ -257,7 +257,7 @@ def _row_sums(model: nn.Module, batches: Sequence[Batch],
     sums, tokens = torch.zeros(2, row_count(batches), dtype=torch.float64).unbind()
     for number, batch in enumerate(batches):
         out = answer_logits(model, batch)
-        sums.index_add_(0, out.rows.cpu(), per_token(number, out).double().cpu())
+        sums.index_add_(0, out.rows.cpu(), per_token(number, out).cpu().double())  # mps has no float64
         tokens.index_add_(0, out.rows.cpu(), torch.ones(len(out.rows), dtype=torch.float64))
     return sums, tokens
 

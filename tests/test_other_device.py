@@ -12,17 +12,22 @@ from typing import Any
 
 import pytest
 import torch
-from other_device import CUDA, NEXT, other_device
+from other_device import CPU, CUDA, NEXT, Marks, other_device
 from saferestore.core import pipeline
+from saferestore.core.checkpoint import loading
 from saferestore.core.checkpoint.pair import open_pair
 from saferestore.core.checkpoint.session import open_session
+from saferestore.core.checkpoint.systems import find_system
 from saferestore.core.config import PUBLISHED, CompareConfig, EvalConfig, ProbeConfig, RestoreConfig, ScoreConfig
 from saferestore.core.config.names import ENGINES, NEED_UNALIGNED
 from saferestore.core.curvature.hessian import graph_bytes
 from saferestore.core.data.batches import Row, make_batches
-from saferestore.core.losses import cross_entropy
+from saferestore.core.errors import UsageError
+from saferestore.core.evaluation.probing import placement_of
+from saferestore.core.losses import cross_entropy, row_losses
 from talk import save_pair
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 
 def test_tensors_say_where_they_are_and_bring_their_results_there() -> None:
@@ -175,6 +180,37 @@ def test_the_memory_of_a_graph_is_counted_on_the_devices_that_hold_it(files: dic
         batches = make_batches([Row(0, (3, 4), (5, 6, 7))], batch_size=1, pad_id=0)
         found = graph_bytes(live, cross_entropy("ce", batches))
     assert all(found[device] > 0.2 * found.total() for device in (CUDA, NEXT))
+
+
+USES: dict[str, Callable[[dict[str, str]], object]] = {
+    "restore": lambda files: pipeline.plan(restoration(files, device="mps")),
+    "score, compare": lambda files: open_session(open_pair(files["base"], files["tuned"]), device="mps"),
+    "probe": lambda files: placement_of(ProbeConfig(files["base"], device="mps"), find_system("base", files["base"])),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_a_device_without_float64_is_refused_where_vectors_are_summed(
+        files: dict[str, str], use: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "_device", torch.device)
+    with pytest.raises(UsageError, match="no float64 .* --device mps"):
+        USES[use](files)
+    assert loading.place("auto", "mps", None, None, None, torch.bfloat16).dtype == torch.float32  # as eval asks
+
+
+def test_losses_of_rows_need_no_float64_on_the_device(files: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    own = Marks.put
+
+    def put(marks: Marks, found: Any, there: torch.device) -> Any:
+        wide = [t for t in tree_leaves(found) if isinstance(t, torch.Tensor) and t.dtype == torch.float64]
+        assert there == CPU or not wide
+        return own(marks, found, there)
+
+    with other_device():
+        model = open_session(open_pair(files["base"], files["tuned"]), device="cuda").adapter().model
+        monkeypatch.setattr(Marks, "put", put)
+        sums, _ = row_losses(model, make_batches([Row(0, (3, 4), (5, 6, 7))], batch_size=1, pad_id=0))
+    assert sums.dtype == torch.float64 and float(sums[0]) > 0
 
 
 def looked_at(files: dict[str, str], device: str, device_map: str | None, **settings: Any) -> dict[str, Any]:

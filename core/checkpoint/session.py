@@ -73,7 +73,7 @@ def open_session(pair: CheckpointPair, *, dtype: str = "auto", device: str = "au
         The session. `UsageError` says which of the settings cannot be had here.
     """
     stored = SAFETENSORS_DTYPES.get(pair.stored_dtype, torch.bfloat16)
-    session = Session(pair, place(dtype, device, device_map, max_memory, load_in, stored), seed)
+    session = Session(pair, place(dtype, device, device_map, max_memory, load_in, stored, sums=True), seed)
     if between:
         session.check_blend()
     return session
