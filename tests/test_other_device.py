@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from checkpoint.tiny import deepseek, save_base, tied_llama
 from other_device import CPU, CUDA, NEXT, Marks, other_device
 from saferestore.core import pipeline
 from saferestore.core.checkpoint import loading
@@ -54,6 +55,8 @@ def test_tensors_say_where_they_are_and_bring_their_results_there() -> None:
     lambda here, there: here[torch.zeros(1, dtype=torch.long, device=CUDA)],
     lambda here, there: torch.rand(2, device=CUDA, generator=torch.Generator()),
     lambda here, there: there.normal_(generator=torch.Generator()),
+    lambda here, there: torch.rand(2, generator=torch.Generator(CUDA)),
+    lambda here, there: torch.rand(2, device=NEXT, generator=torch.Generator(CUDA)),
     lambda here, there: there.index_add_(0, torch.zeros(2, dtype=torch.long), there)])
 def test_what_mixes_devices_is_refused(mixed: Callable[[torch.Tensor, torch.Tensor], object]) -> None:
     with other_device():
@@ -211,6 +214,32 @@ def test_losses_of_rows_need_no_float64_on_the_device(files: dict[str, str], mon
         monkeypatch.setattr(Marks, "put", put)
         sums, _ = row_losses(model, make_batches([Row(0, (3, 4), (5, 6, 7))], batch_size=1, pad_id=0))
     assert sums.dtype == torch.float64 and float(sums[0]) > 0
+
+
+@pytest.mark.parametrize("make", [tied_llama, deepseek])
+@pytest.mark.parametrize("device_map", [None, "balanced"])
+def test_weights_of_16_bits_are_blended_on_gpus_as_on_the_cpu(
+        tmp_path: Path, make: Callable[[], Any], device_map: str | None) -> None:
+    """The weights of experts are merged while they are loaded; the files are in shards."""
+    base, full = (str(save_base(tmp_path / name, make, seed=seed, max_shard_size="5KB"))
+                  for seed, name in enumerate(("base", "full")))
+
+    def moments(device: str, device_map: str | None) -> list[list[torch.Tensor]]:
+        session = open_session(open_pair(base, full, force=True), dtype="bfloat16", device=device,
+                               device_map=device_map, between=True)
+        model, found = session.adapter().model.get_base_model(), []
+        for alpha in (0.0, 0.3, 1.0, 0.0):
+            with session.blend(alpha):
+                found.append([p.detach().to("cpu", copy=True) for p in model.parameters()])
+        return found
+
+    with other_device() as marks:
+        there = moments("cuda", device_map)
+        assert marks.used[CUDA] > 100 and (marks.used[NEXT] > 100) == (device_map is not None)
+    here = moments("cpu", None)
+    for one, other in [*zip(here, there, strict=True), (here[0], here[-1])]:
+        assert all(torch.equal(p, q) for p, q in zip(one, other, strict=True))
+    assert not any(torch.equal(p, q) for p, q in zip(here[0], here[1], strict=True) if p.dim() == 3)
 
 
 def looked_at(files: dict[str, str], device: str, device_map: str | None, **settings: Any) -> dict[str, Any]:
