@@ -99,6 +99,9 @@ class _Checked(TorchDispatchMode):
             devices.add(self.marks.where(args[0]))
         if len(devices) > 1 and name not in CROSSING:
             raise RuntimeError(f"Expected all tensors to be on the same device - {name}")
+        if (name == "aten::cumsum" and args[0].is_floating_point() and devices != {CPU}
+                and torch.are_deterministic_algorithms_enabled()):
+            raise RuntimeError("cumsum_cuda_kernel does not have a deterministic implementation")
         found = func(*args, **(kwargs or {}))
         if not given and self.inside:
             devices = {self.inside[-1]}

@@ -16,6 +16,7 @@ from checkpoint.tiny import deepseek, save_base, tied_llama
 from other_device import CPU, CUDA, NEXT, Marks, other_device
 from saferestore.core import pipeline
 from saferestore.core.checkpoint import loading
+from saferestore.core.checkpoint.determinism import deterministic
 from saferestore.core.checkpoint.pair import open_pair
 from saferestore.core.checkpoint.session import open_session
 from saferestore.core.checkpoint.systems import find_system
@@ -240,6 +241,19 @@ def test_weights_of_16_bits_are_blended_on_gpus_as_on_the_cpu(
     for one, other in [*zip(here, there, strict=True), (here[0], here[-1])]:
         assert all(torch.equal(p, q) for p, q in zip(one, other, strict=True))
     assert not any(torch.equal(p, q) for p, q in zip(here[0], here[1], strict=True) if p.dim() == 3)
+
+
+def test_what_does_not_repeat_on_a_gpu_is_done_on_the_cpu_where_all_has_to(
+        files: dict[str, str], tmp_path: Path) -> None:
+    with other_device() as marks, deterministic(on=True):
+        with pytest.raises(RuntimeError, match="cumsum_cuda_kernel"):
+            torch.ones(3, device=CUDA).cumsum(0)
+        assert torch.ones(3, device=CUDA, dtype=torch.long).cumsum(0).tolist() == [1, 2, 3]
+        asked = pipeline.evaluate(EvalConfig(files["tuned"], **looked_at(
+            files, "cuda", None, base=files["base"], limit=2, attack=("decode:t=0.7;n=2",), deterministic=True)))
+        edited = pipeline.restore(restoration(files, device="cuda", method="safedelta", held_out_rows=2,
+                                              deterministic=True), tmp_path / "out")
+    assert asked["status"] == edited["status"] == "ok" and marks.used[CUDA] > 100
 
 
 def looked_at(files: dict[str, str], device: str, device_map: str | None, **settings: Any) -> dict[str, Any]:
