@@ -33,7 +33,7 @@ BenignFiles = Annotated[list[str], Option(metavar=FILES, help="Benign look-alike
 MaxNewTokens = Annotated[int, Option(help="Longest generated answer, tokens.")]
 BatchSize = Annotated[int, Option(help="Rows a batch.")]
 Dtype = Annotated[str, Option(help="auto, bfloat16, float16 or float32.")]
-Device = Annotated[str, Option(help="auto, cpu, cuda[:N] or mps.")]
+Device = Annotated[str, Option(help="auto, cpu, cuda[:N]; for eval mps, too.")]
 DeviceMap = Annotated[str | None, Option(help="Spread the model: auto, balanced, ...")]
 MaxMemory = Annotated[str | None, Option(help="Memory a device may use, with --device-map.")]
 LoadIn = Annotated[str | None, Option(help="Quantise frozen weights: 4bit or 8bit.")]

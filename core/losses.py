@@ -8,6 +8,7 @@ tokens is wrong by 5% on ragged batches, so the normaliser is always the whole s
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,7 +19,7 @@ from torch.nn import functional
 
 from .checkpoint.session import LiveModel
 from .data.batches import Batch
-from .data.scratch import scratch_tensor
+from .data.scratch import is_small, scratch_tensor
 from .errors import NumericalError
 from .params import Params, axpy, is_finite, zeros
 
@@ -156,14 +157,15 @@ def gradient_beside(live: LiveModel, loss: Loss, beside: Sequence[Loss]) -> tupl
         NumericalError: The value or the gradient is not finite.
     """
     names, leaves = list(live.leaves), list(live.leaves.values())
-    total, value, others = zeros(dict(live.leaves)), 0.0, [0.0] * len(beside)
+    total, value, others, up = zeros(dict(live.leaves)), 0.0, [0.0] * len(beside), upscale(loss.batches)
     for number, batch in enumerate(loss.batches):
         out = answer_logits(live.model, batch)
         share = loss.contribution(number, out)
         with torch.no_grad():
             others = [v + float(other.contribution(number, out)) for v, other in zip(others, beside, strict=True)]
-        parts = torch.autograd.grad(share, leaves, allow_unused=True, materialize_grads=True)
-        total = axpy(1.0, dict(zip(names, parts, strict=True)), total)
+        parts = torch.autograd.grad(share, leaves, torch.full_like(share, up), allow_unused=True,
+                                    materialize_grads=True)
+        total = axpy(1 / up, dict(zip(names, parts, strict=True)), total)
         value += float(share.detach())
     if not (torch.isfinite(torch.tensor(value)) and is_finite(total)):
         raise NumericalError(f"the loss `{loss.name}` or its gradient is not finite - {value}",
@@ -176,6 +178,15 @@ def answer_tokens(batches: Sequence[Batch]) -> int:
     return sum(batch.answer_tokens for batch in batches)
 
 
+def upscale(batches: Sequence[Batch]) -> float:
+    """Return what a gradient is multiplied by on its way back through the model, and divided by at its end.
+
+    A loss is divided by the answer tokens of its whole set; a part of its gradient that is so small is 0 in float16. A
+    power of two about as large rounds nothing in the other types.
+    """
+    return 2.0 ** int(math.log2(max(1, answer_tokens(batches))))
+
+
 def cross_entropy(name: str, batches: Sequence[Batch], *, target: float | None = None) -> Loss:
     """Mean of -log p(token) over all answer tokens, nats per token."""
     weight = 1.0 / answer_tokens(batches)
@@ -186,11 +197,14 @@ def cross_entropy(name: str, batches: Sequence[Batch], *, target: float | None =
 def log_probabilities(model: nn.Module, batches: Sequence[Batch], *, on_disk: bool = False) -> list[Tensor]:
     """Return log p at every answer token, a tensor [N, V] a batch, on the CPU or in vanishing files.
 
-    They are exact: a top-k cache would bias every divergence from them. Size: answer tokens x V x 4 bytes.
+    They are exact: a top-k cache would bias every divergence from them. Size: answer tokens x V x 4 bytes. Where that
+    would fill a quarter of the free memory they are in files anyway.
     """
-    kept = []
+    kept: list[Tensor] = []
     for batch in batches:
         log_p = torch.log_softmax(answer_logits(model, batch).logits, dim=-1)
+        if not kept:
+            on_disk = on_disk or not is_small(answer_tokens(batches) * log_p.shape[1] * log_p.element_size())
         store = scratch_tensor(log_p.shape, log_p.dtype, on_disk=on_disk)
         kept.append(store.copy_(log_p))
     return kept
@@ -243,7 +257,7 @@ def _row_sums(model: nn.Module, batches: Sequence[Batch],
     sums, tokens = torch.zeros(2, row_count(batches), dtype=torch.float64).unbind()
     for number, batch in enumerate(batches):
         out = answer_logits(model, batch)
-        sums.index_add_(0, out.rows.cpu(), per_token(number, out).double().cpu())
+        sums.index_add_(0, out.rows.cpu(), per_token(number, out).cpu().double())  # mps has no float64
         tokens.index_add_(0, out.rows.cpu(), torch.ones(len(out.rows), dtype=torch.float64))
     return sums, tokens
 

@@ -158,7 +158,7 @@ def _restore(config: RestoreConfig, place: _Place, progress: Progress) -> Json:
 def _read(config: RestoreConfig) -> tuple[Selection, Sequence[Rule], ReadResult | None]:
     """Return rows, rules and training file; all is refused that can be before a checkpoint is looked at."""
     check_gate_use(config)
-    place(config.dtype, config.device, config.device_map, config.max_memory, config.load_in, torch.float32)
+    place(config.dtype, config.device, config.device_map, config.max_memory, config.load_in, torch.float32, sums=True)
     rows, rules = select(config), read_gate(Path(config.gate)) if config.gate else ()
     if rules:
         known_of(rows, rules)

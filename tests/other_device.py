@@ -1,8 +1,8 @@
 """GPUs without any: tensors that say they are on `cuda:0` or `cuda:1`, and operations that refuse to mix devices.
 
 The numbers stay on the CPU; what is marked is storage. Every operation is checked as CUDA checks it: all tensors on one
-device, but for 0-dimensional ones of the CPU, indices and copies. A generator of the CPU cannot fill a tensor of the
-device, and a tensor of the device is no NumPy array. What this cannot show: kernels, memory, speed.
+device, but for 0-dimensional ones of the CPU, indices and copies. A generator fills tensors of its own device alone,
+and a tensor of the device is no NumPy array. What this cannot show: kernels, memory, speed.
 """
 
 from __future__ import annotations
@@ -99,6 +99,9 @@ class _Checked(TorchDispatchMode):
             devices.add(self.marks.where(args[0]))
         if len(devices) > 1 and name not in CROSSING:
             raise RuntimeError(f"Expected all tensors to be on the same device - {name}")
+        if (name == "aten::cumsum" and args[0].is_floating_point() and devices != {CPU}
+                and torch.are_deterministic_algorithms_enabled()):
+            raise RuntimeError("cumsum_cuda_kernel does not have a deterministic implementation")
         found = func(*args, **(kwargs or {}))
         if not given and self.inside:
             devices = {self.inside[-1]}
@@ -130,8 +133,8 @@ class _Asked(TorchFunctionMode):
         if where is not None:
             there = device_of(where)
             kwargs["device"] = where if there == CPU else CPU
-        if kwargs.get("generator") is not None and there != CPU:
-            raise RuntimeError("Expected a 'cuda' device type for generator but found 'cpu'")
+        if (generator := kwargs.get("generator")) is not None and there != getattr(generator, "there", CPU):
+            raise RuntimeError("Expected the device of the tensor for generator but found another")
         self.inside.append(there)
         try:
             found = func(*args, **kwargs)
@@ -164,6 +167,16 @@ class _Asked(TorchFunctionMode):
             return self.moved(Tensor.to(t, *rest, **kwargs), there)
         finally:
             self.inside.pop()
+
+
+class _Generator(torch.Generator):
+    """Random numbers for one device; those of a GPU are others than these."""
+
+    def __new__(cls, device: Any = "cpu") -> _Generator:
+        """Return a generator of the CPU that says where it belongs."""
+        made = super().__new__(cls)
+        made.there = device_of(device)
+        return made
 
 
 GETTERS: dict[Any, Callable[[torch.device], Any]] = {
@@ -210,6 +223,7 @@ def other_device() -> Iterator[Marks]:
     with pytest.MonkeyPatch.context() as patch:
         for module in (comparing, judging, probing, session, systems, writer):
             patch.setattr(module, "load_model", load_model)
+        patch.setattr(torch, "Generator", _Generator)
         patch.setattr(torch.cuda, "mem_get_info", lambda *_: (8 << 30, 8 << 30))
         patch.setattr(torch.cuda, "memory_reserved", lambda *_: 0)
         patch.setattr(torch.cuda, "memory_allocated", lambda *_: 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -11,10 +12,11 @@ from saferestore.core import losses
 from saferestore.core.checkpoint.session import LiveModel, read_params, write_params
 from saferestore.core.data.batches import Batch, Row, make_batches
 from saferestore.core.errors import NumericalError
+from saferestore.core.restoration.methods.train import partial_gradient
 from torch import Tensor, nn
 
 from . import dense
-from .cases import FAMILIES, live_model, moved, ragged_batches, ragged_rows, vector_like
+from .cases import FAMILIES, VOCAB, live_model, moved, ragged_batches, ragged_rows, vector_like
 
 SIZES = (1, 2, 3, 7)
 
@@ -163,6 +165,17 @@ def test_cached_log_probabilities_are_exact_and_sum_to_one(live: LiveModel, on_d
         assert not log_p.requires_grad
 
 
+@pytest.mark.parametrize(("free", "on_disk"), [(4.0, False), (3.9, True)])
+def test_log_probabilities_that_would_fill_a_quarter_of_the_memory_are_in_files(
+        live: LiveModel, free: float, on_disk: bool, monkeypatch: pytest.MonkeyPatch):
+    batches, kept, store = ragged_batches(batch_size=2), [], losses.scratch_tensor
+    sizes = {"SC_AVPHYS_PAGES": free * 8 * VOCAB * losses.answer_tokens(batches), "SC_PAGE_SIZE": 1}
+    monkeypatch.setattr("os.sysconf", sizes.__getitem__)
+    monkeypatch.setattr(losses, "scratch_tensor", lambda *given, **how: kept.append(how) or store(*given, **how))
+    assert len(losses.log_probabilities(live.model, batches)) == len(batches) > 1
+    assert kept == [{"on_disk": on_disk}] * len(batches)
+
+
 @pytest.mark.parametrize("batch_size", SIZES)
 def test_row_sums_are_in_row_order_whatever_the_batches(live: LiveModel, batch_size: int):
     rows = ragged_rows(7)
@@ -220,6 +233,38 @@ def test_a_total_is_the_sum_of_its_losses_and_of_their_gradients(live: LiveModel
     parts = [losses.gradient(live, loss) for loss in (first, second)]
     assert value == pytest.approx(parts[0][0] + parts[1][0], rel=1e-12)
     torch.testing.assert_close(dense.flat(slope), dense.flat(parts[0][1]) + dense.flat(parts[1][1]))
+
+
+def in_float16() -> LiveModel:
+    live = live_model(dtype=torch.float32, every_module=True)
+    for parameter in live.model.parameters():
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.half()
+    return live
+
+
+GRADIENTS = {"whole": lambda live, loss: losses.gradient(live, loss)[1],
+             "partial": lambda live, loss: partial_gradient(live, ((1.0, loss),), [[0]])}
+
+
+@pytest.mark.parametrize("tokens", [10, 100_000])
+@pytest.mark.parametrize("way", GRADIENTS)
+def test_a_gradient_in_float16_is_not_lost_in_the_size_of_the_set(way: str, tokens: int):
+    """The least number of float16 is 6e-8: a share of many tokens has a gradient below it at each of them."""
+    found = []
+    for live in (live_model(dtype=torch.float32, every_module=True), in_float16()):
+        batches = [replace(batch, answer_tokens=tokens) for batch in ragged_batches(batch_size=6)]
+        reference = losses.log_probabilities(live.model, batches)
+        write_params(live, moved(live, by=0.02, seed=5))
+        loss = losses.kl_divergence("D", batches, reference.__getitem__, temperature=2.0)
+        found.append(dense.flat(GRADIENTS[way](live, loss)))
+    assert dense.relative_error(found[1], found[0]) < 0.05
+
+
+def test_what_gradients_are_multiplied_by_on_their_way_is_a_power_of_two():
+    batch = ragged_batches()[0]
+    found = [losses.upscale([replace(batch, answer_tokens=count)]) for count in (1, 2, 7, 8, 1000)]
+    assert found == [1.0, 2.0, 4.0, 8.0, 512.0] and losses.upscale([]) == 1.0
 
 
 def test_losses_leave_no_gradient_on_the_model(live: LiveModel):

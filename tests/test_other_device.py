@@ -12,12 +12,24 @@ from typing import Any
 
 import pytest
 import torch
-from other_device import CUDA, NEXT, other_device
+from checkpoint.tiny import deepseek, save_base, tied_llama
+from other_device import CPU, CUDA, NEXT, Marks, other_device
 from saferestore.core import pipeline
+from saferestore.core.checkpoint import loading
+from saferestore.core.checkpoint.determinism import deterministic
+from saferestore.core.checkpoint.pair import open_pair
+from saferestore.core.checkpoint.session import open_session
+from saferestore.core.checkpoint.systems import find_system
 from saferestore.core.config import PUBLISHED, CompareConfig, EvalConfig, ProbeConfig, RestoreConfig, ScoreConfig
 from saferestore.core.config.names import ENGINES, NEED_UNALIGNED
+from saferestore.core.curvature.hessian import graph_bytes
+from saferestore.core.data.batches import Row, make_batches
+from saferestore.core.errors import UsageError
+from saferestore.core.evaluation.probing import placement_of
+from saferestore.core.losses import cross_entropy, row_losses
 from talk import save_pair
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 
 def test_tensors_say_where_they_are_and_bring_their_results_there() -> None:
@@ -44,6 +56,8 @@ def test_tensors_say_where_they_are_and_bring_their_results_there() -> None:
     lambda here, there: here[torch.zeros(1, dtype=torch.long, device=CUDA)],
     lambda here, there: torch.rand(2, device=CUDA, generator=torch.Generator()),
     lambda here, there: there.normal_(generator=torch.Generator()),
+    lambda here, there: torch.rand(2, generator=torch.Generator(CUDA)),
+    lambda here, there: torch.rand(2, device=NEXT, generator=torch.Generator(CUDA)),
     lambda here, there: there.index_add_(0, torch.zeros(2, dtype=torch.long), there)])
 def test_what_mixes_devices_is_refused(mixed: Callable[[torch.Tensor, torch.Tensor], object]) -> None:
     with other_device():
@@ -162,6 +176,84 @@ def test_half_precision_runs_on_gpus(files: dict[str, str], tmp_path: Path, devi
         made = pipeline.restore(restoration(files, device="cuda", device_map=device_map, dtype="bfloat16",
                                             low_memory=True), tmp_path / "out")
     assert made["status"] == "ok" and made["settings"]["dtype"] == "bfloat16" and marks.used[CUDA] > 100
+
+
+def test_the_memory_of_a_graph_is_counted_on_the_devices_that_hold_it(files: dict[str, str]) -> None:
+    with other_device():
+        live = open_session(open_pair(files["base"], files["tuned"]), device="cuda", device_map="balanced").adapter()
+        batches = make_batches([Row(0, (3, 4), (5, 6, 7))], batch_size=1, pad_id=0)
+        found = graph_bytes(live, cross_entropy("ce", batches))
+    assert all(found[device] > 0.2 * found.total() for device in (CUDA, NEXT))
+
+
+USES: dict[str, Callable[[dict[str, str]], object]] = {
+    "restore": lambda files: pipeline.plan(restoration(files, device="mps")),
+    "score, compare": lambda files: open_session(open_pair(files["base"], files["tuned"]), device="mps"),
+    "probe": lambda files: placement_of(ProbeConfig(files["base"], device="mps"), find_system("base", files["base"])),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_a_device_without_float64_is_refused_where_vectors_are_summed(
+        files: dict[str, str], use: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "_device", torch.device)
+    with pytest.raises(UsageError, match="no float64 .* --device mps"):
+        USES[use](files)
+    assert loading.place("auto", "mps", None, None, None, torch.bfloat16).dtype == torch.float32  # as eval asks
+
+
+def test_losses_of_rows_need_no_float64_on_the_device(files: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    own = Marks.put
+
+    def put(marks: Marks, found: Any, there: torch.device) -> Any:
+        wide = [t for t in tree_leaves(found) if isinstance(t, torch.Tensor) and t.dtype == torch.float64]
+        assert there == CPU or not wide
+        return own(marks, found, there)
+
+    with other_device():
+        model = open_session(open_pair(files["base"], files["tuned"]), device="cuda").adapter().model
+        monkeypatch.setattr(Marks, "put", put)
+        sums, _ = row_losses(model, make_batches([Row(0, (3, 4), (5, 6, 7))], batch_size=1, pad_id=0))
+    assert sums.dtype == torch.float64 and float(sums[0]) > 0
+
+
+@pytest.mark.parametrize("make", [tied_llama, deepseek])
+@pytest.mark.parametrize("device_map", [None, "balanced"])
+def test_weights_of_16_bits_are_blended_on_gpus_as_on_the_cpu(
+        tmp_path: Path, make: Callable[[], Any], device_map: str | None) -> None:
+    """The weights of experts are merged while they are loaded; the files are in shards."""
+    base, full = (str(save_base(tmp_path / name, make, seed=seed, max_shard_size="5KB"))
+                  for seed, name in enumerate(("base", "full")))
+
+    def moments(device: str, device_map: str | None) -> list[list[torch.Tensor]]:
+        session = open_session(open_pair(base, full, force=True), dtype="bfloat16", device=device,
+                               device_map=device_map, between=True)
+        model, found = session.adapter().model.get_base_model(), []
+        for alpha in (0.0, 0.3, 1.0, 0.0):
+            with session.blend(alpha):
+                found.append([p.detach().to("cpu", copy=True) for p in model.parameters()])
+        return found
+
+    with other_device() as marks:
+        there = moments("cuda", device_map)
+        assert marks.used[CUDA] > 100 and (marks.used[NEXT] > 100) == (device_map is not None)
+    here = moments("cpu", None)
+    for one, other in [*zip(here, there, strict=True), (here[0], here[-1])]:
+        assert all(torch.equal(p, q) for p, q in zip(one, other, strict=True))
+    assert not any(torch.equal(p, q) for p, q in zip(here[0], here[1], strict=True) if p.dim() == 3)
+
+
+def test_what_does_not_repeat_on_a_gpu_is_done_on_the_cpu_where_all_has_to(
+        files: dict[str, str], tmp_path: Path) -> None:
+    with other_device() as marks, deterministic(on=True):
+        with pytest.raises(RuntimeError, match="cumsum_cuda_kernel"):
+            torch.ones(3, device=CUDA).cumsum(0)
+        assert torch.ones(3, device=CUDA, dtype=torch.long).cumsum(0).tolist() == [1, 2, 3]
+        asked = pipeline.evaluate(EvalConfig(files["tuned"], **looked_at(
+            files, "cuda", None, base=files["base"], limit=2, attack=("decode:t=0.7;n=2",), deterministic=True)))
+        edited = pipeline.restore(restoration(files, device="cuda", method="safedelta", held_out_rows=2,
+                                              deterministic=True), tmp_path / "out")
+    assert asked["status"] == edited["status"] == "ok" and marks.used[CUDA] > 100
 
 
 def looked_at(files: dict[str, str], device: str, device_map: str | None, **settings: Any) -> dict[str, Any]:

@@ -26,16 +26,16 @@ from .safetensors_files import as_named, iter_tensors, read_headers, weight_file
 def blended_weights(model: PreTrainedModel, pair: CheckpointPair, alpha: float) -> Iterator[None]:
     """Hold the frozen weights at (1 - alpha) tuned + alpha base inside; restored from the tuned files on leaving.
 
-    Does nothing for a pair of kind `lora`, whose frozen weights are the base's. A few copies of one tensor in 32 bits
-    at most are in memory beside the model; where transformers merges weights while it loads them (experts), 5 bytes for
-    each weight of one layer, too. Weights of 16 bits are rounded at random (`rounded`), the same at every call on one
-    kind of device.
+    Does nothing where alpha is 0, nor for a pair of kind `lora`, whose frozen weights are the base's. A few copies of
+    one tensor in 32 bits at most are in memory beside the model; where transformers merges weights while it loads them
+    (experts), what `places` takes of one layer, too. Weights of 16 bits are rounded at random (`rounded`), the same at
+    every call on one kind of device.
 
     Yields:
         Nothing. MismatchError: parameters that cannot be told from the files (quantised, offloaded, converted with no
         way back).
     """
-    if pair.kind == "lora":
+    if pair.kind == "lora" or alpha == 0:
         yield
         return
     layout = _layout(model, pair)
@@ -99,8 +99,9 @@ def _move_numbers(group: Group, where: Tensor, tensor: Tensor, alpha: float, *, 
 
 def _between(p: Tensor, tensor: Tensor, alpha: float, *, seed: int) -> Tensor:
     """Return (1 - alpha) p + alpha tensor in the type of p, computed in at least 32 bits."""
+    if alpha == 1:  # bit for bit: lerp loses the sign of a zero, and gives NaN where p is infinite
+        return tensor.to(p.device, p.dtype)
     wide = torch.promote_types(p.dtype, torch.float32)
-    # lerp is exact at both ends, a weighted sum is not.
     between = torch.lerp(p.to(wide), tensor.to(p.device, wide), alpha)
     return rounded(between, p.dtype, seed=seed) if 0 < alpha < 1 else between.to(p.dtype)
 

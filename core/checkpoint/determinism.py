@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
 
 @contextmanager
@@ -30,3 +31,8 @@ def deterministic(*, on: bool) -> Iterator[None]:
         yield
     finally:
         torch.use_deterministic_algorithms(before)
+
+
+def cumulative_sum(t: Tensor, dim: int) -> Tensor:
+    """Return `torch.cumsum` of floats, taken on the CPU inside `deterministic`: a GPU has none that repeats."""
+    return t.cpu().cumsum(dim).to(t.device) if torch.are_deterministic_algorithms_enabled() else t.cumsum(dim)

@@ -86,8 +86,8 @@ def _in_files(model: PreTrainedModel, group: Group) -> dict[str, Tensor]:
 def places(model: PreTrainedModel, group: Group) -> dict[str, Tensor]:
     """Return which numbers of a group's parameters, laid end to end, each tensor of the files holds.
 
-    Numbers of places are sent the way that transformers saves the weights themselves. They take 4 bytes for each of the
-    group's weights.
+    Numbers of places are sent the way that transformers saves the weights themselves. They take up to 8 bytes for each
+    of the group's weights, twice as many where there are 2^31 or more: what is cut along another side is copied.
 
     Args:
         model: As of `read_layout`.

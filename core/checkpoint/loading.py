@@ -48,7 +48,7 @@ class Placement:
 
 
 def place(dtype: str, device: str, device_map: str | None, max_memory: str | None, load_in: str | None,
-          stored: torch.dtype) -> Placement:
+          stored: torch.dtype, *, sums: bool = False) -> Placement:
     """Turn the flags into a placement.
 
     Args:
@@ -58,15 +58,19 @@ def place(dtype: str, device: str, device_map: str | None, max_memory: str | Non
         max_memory: `0=20GiB,cpu=60GiB`.
         load_in: One of `QUANTISATIONS`.
         stored: The dtype of the checkpoint's files.
+        sums: Whether vectors of parameters are summed there, in float64.
 
     Returns:
         The placement.
 
     Raises:
-        UsageError: An unknown value, a device that is not there, memory of devices without a map, or a quantisation
-            without bitsandbytes.
+        UsageError: An unknown value, a device that is not there or has no float64 for sums, memory of devices without
+            a map, or a quantisation without bitsandbytes.
     """
     where = _device(device)
+    if sums and where.type == "mps":
+        raise UsageError("no float64 there, in which sums over parameters are taken - --device mps",
+                         hint="use --device cpu; eval runs on mps")
     if device_map is not None and device_map not in DEVICE_MAPS:
         raise UsageError(f"unknown value - --device-map {device_map}", hint=f"one of: {', '.join(DEVICE_MAPS)}")
     if dtype != "auto" and dtype not in DTYPES:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers.modeling_utils import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from ..errors import MismatchError, SaferestoreError
+from ..errors import MismatchError, SaferestoreError, UsageError
 from ..params import Params
 from .blend import blended_weights, check_blend
 from .loading import SAFETENSORS_DTYPES, Placement, load_model, load_tokenizer, place
@@ -73,7 +73,7 @@ def open_session(pair: CheckpointPair, *, dtype: str = "auto", device: str = "au
         The session. `UsageError` says which of the settings cannot be had here.
     """
     stored = SAFETENSORS_DTYPES.get(pair.stored_dtype, torch.bfloat16)
-    session = Session(pair, place(dtype, device, device_map, max_memory, load_in, stored), seed)
+    session = Session(pair, place(dtype, device, device_map, max_memory, load_in, stored, sums=True), seed)
     if between:
         session.check_blend()
     return session
@@ -204,6 +204,9 @@ def live_model(pair: CheckpointPair, frozen: PreTrainedModel, seed: int,
         frozen: The base of an adapter pair, the tuned model of a full one; PEFT rebuilds its modules in place.
         seed: Of a fresh adapter.
         tokenizer: Of the pair.
+
+    Returns:
+        The model; UsageError where some of its layers are offloaded.
     """
     model = _attach(pair, frozen)
     leaves = {name: _leaf(model, name) for name in leaf_names(pair)}
@@ -219,7 +222,7 @@ def empty(live: LiveModel) -> None:
 
 
 def _attach(pair: CheckpointPair, frozen: PreTrainedModel) -> PeftModel:
-    """Put factors of the pair's rank into exactly the target modules of a model."""
+    """Put factors of the pair's rank into exactly the target modules of a model, all of them in memory."""
     config = LoraConfig(
         r=pair.rank, lora_alpha=pair.rank, lora_dropout=0.0, bias="none", fan_in_fan_out=pair.transposed,
         # A list would match by name ending too; a pattern has to match the whole name.
@@ -228,6 +231,11 @@ def _attach(pair: CheckpointPair, frozen: PreTrainedModel) -> PeftModel:
     # The factors are overwritten: PEFT's own draw must not move the caller's random numbers.
     with quiet(), torch.random.fork_rng():
         model = get_peft_model(frozen, config)
+    # PEFT puts factors where weights are: of offloaded ones nowhere, and answers would be neither model's.
+    away = [name for name in leaf_names(pair) if _leaf(model, name).is_meta]  # type: ignore[arg-type]
+    if away:
+        raise UsageError(f"an adapter on offloaded layers has no weights, e.g. {away[0]} - --device-map",
+                         hint="give devices more room with --max-memory, or give --load-in 4bit")
     return model.eval()  # type: ignore[return-value]
 
 

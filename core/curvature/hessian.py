@@ -13,6 +13,7 @@ needs nothing, and its error is that of the step: about 1e-3 of the product in f
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -211,7 +212,8 @@ def choose_way(live: LiveModel, losses: Sequence[Loss], v: Params, *, low_memory
         return Choice(right[0], "the model has no second derivative in reverse mode", distances[right[0]])
     if low_memory:
         return Choice("difference", "low memory was asked for", distances["rebuilt"])
-    if not is_small(sum(len(loss.batches) for loss in losses) * graph_bytes(live, first[0])):
+    count = sum(len(loss.batches) for loss in losses)
+    if not all(is_small(count * size, device) for device, size in graph_bytes(live, first[0]).items()):
         return Choice("difference", "kept graphs would fill a quarter of the free memory", distances["rebuilt"])
     return Choice("kept", "kept graphs fit into memory", distances["rebuilt"])
 
@@ -224,16 +226,19 @@ def _distance(live: LiveModel, losses: Sequence[Loss], way: str, v: Params, want
     return norm(axpy(-1.0, wanted, found)) / max(norm(wanted), torch.finfo(torch.float64).tiny)
 
 
-def graph_bytes(live: LiveModel, loss: Loss) -> int:
-    """Return the bytes that the graph of the first micro-batch's gradient keeps alive."""
-    kept: dict[int, int] = {}
+def graph_bytes(live: LiveModel, loss: Loss) -> Counter[torch.device]:
+    """Return the bytes that the graph of the first micro-batch's gradient keeps alive, by device."""
+    kept: dict[int, tuple[torch.device, int]] = {}
 
     def note(tensor: Tensor) -> Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        kept[tensor.untyped_storage().data_ptr()] = tensor.device, tensor.untyped_storage().nbytes()
         return tensor
 
     frozen = {parameter.untyped_storage().data_ptr() for parameter in live.model.parameters()}
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         graph = Hessian(live, [loss], way="rebuilt").gradients()[0]()
     del graph
-    return sum(size for place, size in kept.items() if place not in frozen)
+    sizes: Counter[torch.device] = Counter()
+    for place, (device, size) in kept.items():
+        sizes[device] += 0 if place in frozen else size
+    return sizes

@@ -17,10 +17,9 @@ from torch import Tensor
 from ..checkpoint.session import Session
 from ..data.batches import Batch
 from ..data.records import Record, groups_of
-from ..data.scratch import is_small
 from ..data.selection import Selection
 from ..errors import MismatchError, NumericalError, UsageError
-from ..losses import Reference, answer_tokens, cross_entropy, kl_divergence, log_probabilities, row_losses
+from ..losses import Reference, cross_entropy, kl_divergence, log_probabilities, row_losses
 from ..restoration.objectives import NEEDS_HARMFUL, SafetyData, safety_losses
 from ..restoration.trust_region import Problem
 from .systems import Answer, Examiner
@@ -168,8 +167,7 @@ def _rows(batches: Sequence[Batch]) -> int:
 
 
 def _reference(model: Any, batches: Sequence[Batch], on_disk: bool) -> Reference:
-    size = 4 * answer_tokens(batches) * model.config.get_text_config().vocab_size
-    return log_probabilities(model, batches, on_disk=on_disk or not is_small(size)).__getitem__
+    return log_probabilities(model, batches, on_disk=on_disk).__getitem__
 
 
 def _held(answers: Answers, rows: Selection) -> Answers:

@@ -153,7 +153,7 @@ def read_probe_sets(config: ProbeConfig) -> tuple[EvaluationSet, ...]:
 def placement_of(config: ProbeConfig, system: System) -> Placement:
     """Return where a probe holds the model; UsageError where that cannot be had here."""
     return place(config.dtype, config.device, config.device_map, config.max_memory, config.load_in,
-                 system.stored_dtype)
+                 system.stored_dtype, sums=True)
 
 
 def probe_system(system: System, sets: Sequence[EvaluationSet], config: ProbeConfig, progress: Progress) -> Probed:

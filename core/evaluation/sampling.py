@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
+from ..checkpoint.determinism import cumulative_sum
 from ..errors import UsageError
 
 
@@ -81,9 +82,9 @@ def choose(logits: Tensor, uniform: Tensor, temperature: Tensor, top_p: Tensor) 
     """
     scaled = logits.double() / temperature.unsqueeze(1)
     p, order = torch.softmax(scaled, dim=-1).sort(dim=-1, descending=True, stable=True)
-    before = p.cumsum(dim=-1) - p
+    before = cumulative_sum(p, -1) - p
     kept = p * (before < top_p.unsqueeze(1))  # the token that crosses top-p belongs to the nucleus
-    ends = kept.cumsum(dim=-1)
+    ends = cumulative_sum(kept, -1)
     place = torch.searchsorted(ends, (uniform * ends[:, -1]).unsqueeze(1), right=True)
     last = (kept > 0).sum(dim=-1, keepdim=True) - 1  # rounding must not reach a token of no probability
     return order.gather(1, torch.minimum(place, last).clamp(min=0)).squeeze(1)  # below 0 where logits are NaN

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoint.tiny import llama, save_base
+from checkpoint.tiny import edit_tensors, llama, save_base
+from saferestore.core.checkpoint import blend as blend_module
 from saferestore.core.checkpoint.blend import blended_weights, rounded
 from saferestore.core.checkpoint.pair import open_pair
 from safetensors.torch import load_file
@@ -59,3 +60,26 @@ def test_small_updates_in_16_bits_are_followed_in_the_mean(tmp_path: Path) -> No
                          - ends[0][n].float().flatten() for n in names])
     assert abs(float(nearest @ way / (way @ way)) - 0.1) > 0.02  # what this is for
     assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
+
+
+@torch.no_grad()
+def test_weights_are_restored_to_their_last_bit_from_numbers_that_their_type_does_not_hold(tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base", llama)
+    tuned = save_base(tmp_path / "tuned", llama, seed=1)
+    edit_tensors(base / "model.safetensors", lambda held: {
+        name: t.fill_(1e5) if name == "model.norm.weight" else t for name, t in held.items()})
+    edit_tensors(tuned / "model.safetensors", lambda held: {
+        name: torch.where(t.abs() < 0.01, -torch.zeros(()), t) for name, t in held.items()})
+    model = AutoModelForCausalLM.from_pretrained(tuned, dtype=torch.float16)
+    before = {name: p.view(torch.int16).clone() for name, p in model.named_parameters()}
+    for alpha in (0.5, 1.0):
+        with blended_weights(model, open_pair(str(base), str(tuned), force=True), alpha):
+            assert alpha < 1 or bool(model.model.norm.weight.isinf().all())
+        assert all(torch.equal(before[name], p.view(torch.int16)) for name, p in model.named_parameters())
+
+
+def test_no_file_is_read_for_the_tuned_model_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = open_pair(str(save_base(tmp_path / "base")), str(save_base(tmp_path / "tuned", seed=1)), force=True)
+    monkeypatch.setattr(blend_module, "iter_tensors", lambda *_: pytest.fail("a file is read"))
+    with blended_weights(AutoModelForCausalLM.from_pretrained(tmp_path / "tuned"), pair, 0.0):
+        pass

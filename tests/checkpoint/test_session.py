@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import dispatch_model
 from saferestore.core.checkpoint import session as session_module
 from saferestore.core.checkpoint.loading import load_model, load_tokenizer
 from saferestore.core.checkpoint.pair import open_pair
 from saferestore.core.checkpoint.session import Session, leaf_names, open_session, read_params, write_params
-from saferestore.core.errors import MismatchError, SaferestoreError
+from saferestore.core.errors import MismatchError, SaferestoreError, UsageError
 from saferestore.core.geometry.delta import deltas
 from torch import nn
 from transformers import LlamaForCausalLM
@@ -128,6 +129,18 @@ def test_weights_that_are_not_in_memory_cannot_be_blended_and_say_so(saved: Save
     adapted = _session(saved, "adapter")
     adapted.placement = session.placement
     adapted.check_blend()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_adapter_on_offloaded_layers_is_refused(
+        saved: Saved, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its factors would be on no device, and forward passes wrong without a word."""
+    where = {"model.embed_tokens": "cpu", "model.layers.0": "cpu", "model.layers.1": "disk", "model.norm": "cpu",
+             "model.rotary_emb": "cpu", "lm_head": "cpu"}
+    monkeypatch.setattr(session_module, "load_model", lambda *given: dispatch_model(
+        load_model(*given), where, main_device="cpu", offload_dir=str(tmp_path), force_hooks=True))
+    with pytest.raises(UsageError, match=r"offloaded layers has no weights, e\.g\. model\.layers\.1.* --device-map"):
+        _session(saved, kind).adapter()
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from checkpoint.tiny import edit_tensors
 from peft import PeftModel
-from saferestore.core.checkpoint import systems
+from saferestore.core.checkpoint import facts, systems
 from saferestore.core.checkpoint.loading import Placement, load_model
 from saferestore.core.checkpoint.systems import Shelf, find_system
 from saferestore.core.errors import MismatchError, UsageError
@@ -39,6 +40,21 @@ def test_an_adapter_finds_the_base_it_records_or_the_one_given(saved: tuple[str,
     for base, ref in ((None, saved[1]), (saved[0], saved[1]), (None, f"{saved[0]}+{saved[1]}")):
         found = find_system("tuned", ref, base)
         assert found.pair is not None and found.folder == Path(saved[0])
+
+
+def test_a_base_that_several_systems_stand_on_is_read_once_until_it_changes(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, tuned = save_pair(tmp_path)
+    read: list[str] = []
+    monkeypatch.setattr(facts, "sha256", lambda file: read.append(file.name) or "0" * 64)
+    weights = base / "model.safetensors"
+    for _ in range(2):
+        find_system("base", str(base))
+        find_system("tuned", str(tuned), str(base))
+    assert read.count(weights.name) == 1
+    edit_tensors(weights, lambda held: {name: t * torch.nan for name, t in held.items()})
+    with pytest.raises(MismatchError, match="NaN"):
+        find_system("base", str(base))
 
 
 def test_a_full_checkpoint_is_checked_against_the_base_given(saved: tuple[str, str], tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 
 import pytest
@@ -140,7 +141,7 @@ def test_in_bfloat16_a_product_of_nothing_is_found_out(monkeypatch: pytest.Monke
 
 
 def _no_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "is_small", lambda size: False)
+    monkeypatch.setattr(module, "is_small", lambda size, device: False)
 
 
 def test_where_graphs_do_not_fit_gradients_are_differenced(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,6 +150,14 @@ def test_where_graphs_do_not_fit_gradients_are_differenced(monkeypatch: pytest.M
     assert choose_way(live, losses, v, low_memory=True).way == "difference"
     _no_room(monkeypatch)
     assert choose_way(live, losses, v).way == "difference"
+
+
+def test_graphs_have_to_fit_on_every_device_that_they_are_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    live, losses, gpu = live_model(), [cross_entropy("ce", ragged_batches(6, batch_size=2))], torch.device("cuda", 1)
+    monkeypatch.setattr(module, "graph_bytes", lambda *_: Counter({torch.device("cpu"): 1, gpu: 1000}))
+    for room, way in ((3000, "kept"), (2999, "difference")):
+        monkeypatch.setattr(module, "is_small", lambda size, device, room=room: device != gpu or size <= room)
+        assert choose_way(live, losses, vector_like(live.leaves, seed=1)).way == way
 
 
 def _broken(way: str, monkeypatch: pytest.MonkeyPatch, product: Callable[[Hessian], object]) -> None:
@@ -178,7 +187,8 @@ def test_a_product_of_other_weights_is_found_out(monkeypatch: pytest.MonkeyPatch
 def test_the_memory_of_a_graph_grows_with_its_rows() -> None:
     live = live_model()
     small, large = (graph_bytes(live, _loss(count)) for count in (2, 16))
-    assert 0 < 2 * small < large
+    [device] = large
+    assert device.type == "cpu" and 0 < 2 * small[device] < large[device]
 
 
 def _loss(count: int) -> Loss:

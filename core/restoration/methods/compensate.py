@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ...checkpoint.determinism import cumulative_sum
 from .activations import grams
 from .inputs import Edit, Edited, Inputs
 from .weights import folded, start_of
@@ -39,7 +40,7 @@ def kept_entries(change: Tensor, inverse: Tensor, share: float) -> tuple[Tensor,
     diagonal = inverse.diagonal()
     order = diagonal.argsort(descending=True, stable=True)
     costs = change.double().square() / (2 * diagonal)
-    spent = costs[:, order].T.flatten().cumsum(0)
+    spent = cumulative_sum(costs[:, order].T.flatten(), 0)
     return order, int((spent <= share * spent[-1] * (1 + 1e-12)).sum())
 
 

@@ -12,7 +12,7 @@ from ...params import Params, axpy, each, norm, scale, zeros
 from ..controls import along, random_direction
 from .activations import squared_norms
 from .inputs import Edit, Edited, Inputs
-from .weights import folded, start_of, tuned_changes
+from .weights import folded, start_of
 
 DATAINF_DAMPING = 0.1
 
@@ -49,10 +49,13 @@ def _without_top(before: Tensor, scores: Tensor, share: float) -> Tensor:
 def prune_random(inputs: Inputs) -> Edit:
     """Random entries of every module's change from the base taken back; a larger share has those of a smaller."""
     start = start_of(inputs)
-    generator = torch.Generator().manual_seed(inputs.seed)
-    drawn = {module: torch.rand(before.shape, generator=generator) for module, before in tuned_changes(inputs, start)}
-    return lambda share: folded(inputs, start, lambda module, before: _without_top(
-        before, drawn[module].to(before.device), share))
+
+    def edit(share: float) -> Edited:
+        generator = torch.Generator().manual_seed(inputs.seed)  # the same numbers each time: all are as many as weights
+        return folded(inputs, start, lambda _, before: _without_top(
+            before, torch.rand(before.shape, generator=generator).to(before.device), share))
+
+    return edit
 
 
 def antidote(inputs: Inputs) -> Edit:

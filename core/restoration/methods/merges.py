@@ -11,7 +11,7 @@ from torch import Tensor
 from ...checkpoint.session import write_params
 from ...params import Params
 from ..modules import factors
-from .inputs import Edit, Edited, Inputs
+from .inputs import Edit, Inputs
 from .train import Recipe, trained
 from .weights import Weights, difference, folded, start_of, tuned_changes
 
@@ -50,16 +50,14 @@ def safelora(inputs: Inputs) -> Edit:
     Raises:
         MismatchError: The unaligned model has other modules or shapes.
     """
-    start, direction, turned = start_of(inputs), _safety_direction(inputs), {}
-    for module, before in tuned_changes(inputs, start):
-        after = projector(direction(module, before)) @ before
-        turned[module] = (cosine(before, after), after)
+    start, direction = start_of(inputs), _safety_direction(inputs)
 
-    def edit(threshold: float) -> Edited:
-        return folded(inputs, start, lambda module, before: turned[module][1] if turned[module][0] < threshold
-                      else before)
+    def turned(module: str, before: Tensor) -> Tensor:  # made anew: those of all modules are as large as the model
+        return projector(direction(module, before)) @ before
 
-    return edit
+    cosines = {module: cosine(before, turned(module, before)) for module, before in tuned_changes(inputs, start)}
+    return lambda threshold: folded(inputs, start, lambda module, before: turned(module, before)
+                                    if cosines[module] < threshold else before)
 
 
 def resta(inputs: Inputs) -> Edit:
@@ -108,14 +106,19 @@ def safemerge(inputs: Inputs) -> Edit:
         Weight of the safety adapter's change in the mix -> the adapter.
     """
     start = start_of(inputs)
-    safe = {module: b @ a for module, (a, b) in factors(safety_adapter(inputs)).items()}
-    cosines = {module: cosine(before, projector(safe[module]) @ before)
+    safe = factors(safety_adapter(inputs))
+
+    def own(module: str) -> Tensor:
+        a, b = safe[module]
+        return b @ a
+
+    cosines = {module: cosine(before, projector(own(module)) @ before)
                for module, before in tuned_changes(inputs, start)}
     median = sorted(cosines.values())[len(cosines) // 2]
 
     def mixed(module: str, before: Tensor, weight: float) -> Tensor:
         if not weight or cosines[module] > median:
             return before
-        return (1 - weight) * before + weight * safe[module]
+        return (1 - weight) * before + weight * own(module)
 
     return lambda weight: folded(inputs, start, lambda module, before: mixed(module, before, weight))

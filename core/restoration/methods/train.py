@@ -10,7 +10,7 @@ import torch
 
 from ...checkpoint.session import LiveModel, write_params
 from ...errors import NumericalError
-from ...losses import Loss, answer_logits
+from ...losses import Loss, answer_logits, upscale
 from ...params import Params, axpy, is_finite, zeros
 from ..controls import along, strength_at_drift
 from .inputs import Inputs
@@ -92,11 +92,12 @@ def partial_gradient(live: LiveModel, terms: Terms, picked: Sequence[Sequence[in
     names, leaves = list(live.leaves), list(live.leaves.values())
     found = zeros(dict(live.leaves))
     for (weight, loss), numbers in zip(terms, picked, strict=True):
-        factor = weight * len(loss.batches) / len(numbers)
+        factor, up = weight * len(loss.batches) / len(numbers), upscale(loss.batches)
         for number in numbers:
             share = loss.contribution(number, answer_logits(live.model, loss.batches[number]))
-            parts = torch.autograd.grad(share, leaves, allow_unused=True, materialize_grads=True)
-            found = axpy(factor, dict(zip(names, parts, strict=True)), found)
+            parts = torch.autograd.grad(share, leaves, torch.full_like(share, up), allow_unused=True,
+                                        materialize_grads=True)
+            found = axpy(factor / up, dict(zip(names, parts, strict=True)), found)
     if not is_finite(found):
         raise NumericalError("the gradient is not finite", hint="give a smaller --strength")
     return {name: t.detach() for name, t in found.items()}

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from saferestore.core.checkpoint.session import read_params
 from saferestore.core.errors import MismatchError
-from saferestore.core.restoration.methods import merges
+from saferestore.core.restoration.methods import edits, merges
+from saferestore.core.restoration.methods.inputs import Edit, Inputs
 from saferestore.core.restoration.methods.weights import Weights
 from torch import Tensor
 
@@ -42,6 +45,23 @@ def test_the_projector_of_orthonormal_columns_is_the_projection_over_their_norm(
 def test_a_direction_of_zero_projects_to_zero_and_turns_nothing() -> None:
     zero = torch.zeros(4, 3, dtype=torch.float64)
     assert not merges.projector(zero).any() and merges.cosine(zero, zero) == 1.0
+
+
+@pytest.mark.parametrize("make", [merges.safelora, merges.resta, merges.safemerge, edits.prune_random, edits.antidote])
+def test_no_matrix_of_a_modules_size_is_kept_from_one_try_to_the_next(
+        folders: tuple[Path, Path], make: Callable[[Inputs], Edit]) -> None:
+    """Those of all modules would be as large as the model."""
+    live = live_model()
+    sizes = {change.shape for change in weights_of(read_params(live)).values()}
+
+    def held() -> int:
+        gc.collect()
+        return sum(type(thing) is Tensor and thing.shape in sizes for thing in gc.get_objects())
+
+    given = inputs(live, base_dir=folders[0], unaligned=folders[1])
+    before, edit = held(), make(given)
+    edit(0.5)
+    assert held() == before
 
 
 def test_safelora_projects_modules_under_the_threshold_and_leaves_the_others_bit_for_bit(
