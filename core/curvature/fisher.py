@@ -14,6 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from ..checkpoint.determinism import cumulative_sum
 from ..checkpoint.session import LiveModel
 from ..data.batches import Batch
 from ..data.scratch import scratch_tensor
@@ -21,6 +22,9 @@ from ..errors import MismatchError
 from ..losses import AnswerLogits, Loss, answer_logits, row_count
 from ..params import Params
 from .operator import Solution
+
+MANY_WORDS = 1 << 15
+"""Of a vocabulary larger than this a label is drawn by one number."""
 
 RowScores = dict[str, Tensor]
 """Adapter parameter name -> [rows of the batch, *shape of the parameter]."""
@@ -34,9 +38,26 @@ def sampled_score(out: AnswerLogits, *, generator: torch.Generator, weight: floa
     then the Gauss-Newton matrix of `kl_divergence` at that temperature.
     """
     log_p = torch.log_softmax(out.logits / temperature, dim=-1)
-    # Drawn on the CPU from one generator, so that a seed gives the same labels on every device.
-    labels = torch.multinomial(log_p.detach().exp().cpu(), 1, generator=generator).to(log_p.device)
+    labels = drawn_labels(log_p.detach().exp(), generator)
     return log_p.gather(1, labels).sum() * (weight * temperature)
+
+
+def drawn_labels(p: Tensor, generator: torch.Generator) -> Tensor:
+    """Return a label [tokens, 1] from each row of probabilities [tokens, words], on every device the same.
+
+    Of many words, one number a token is drawn and found in the cumulative sums: `torch.multinomial` draws one a word.
+
+    Args:
+        p: Probabilities; a word of probability 0 is never drawn.
+        generator: On the CPU.
+    """
+    if p.shape[1] <= MANY_WORDS:
+        return torch.multinomial(p.cpu(), 1, generator=generator).to(p.device)
+    ends = cumulative_sum(p, -1)
+    uniform = torch.rand(len(p), 1, generator=generator).to(p.device, p.dtype)
+    total = ends[:, -1:].contiguous()
+    last = torch.searchsorted(ends, total)  # rounding must not reach a word of no probability
+    return torch.searchsorted(ends, uniform * total, right=True).minimum(last)
 
 
 def per_row_gradients(live: LiveModel, batch: Batch, scalar: Callable[[AnswerLogits], Tensor]) -> RowScores:

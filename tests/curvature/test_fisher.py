@@ -9,9 +9,12 @@ from dataclasses import replace
 import pytest
 import torch
 from saferestore.core.checkpoint.session import LiveModel
+from saferestore.core.curvature import fisher as fisher_module
 from saferestore.core.curvature.fisher import (
+    MANY_WORDS,
     LowRankFisher,
     by_row,
+    drawn_labels,
     fisher,
     low_rank_fisher,
     per_row_gradients,
@@ -23,6 +26,7 @@ from saferestore.core.data.batches import Batch
 from saferestore.core.errors import MismatchError
 from saferestore.core.losses import AnswerLogits, cross_entropy, kl_divergence, log_probabilities
 from saferestore.core.params import Params
+from scipy.stats import chisquare
 from torch import Tensor, nn
 
 from .. import dense
@@ -272,7 +276,9 @@ def test_the_mean_over_seeds_is_the_exact_fisher_matrix_within_its_sampling_erro
     assert float(mean.trace()) == pytest.approx(float(exact.trace()), rel=0.1)
 
 
-def test_labels_are_drawn_with_the_probabilities_of_the_model():
+@pytest.mark.parametrize("many", [MANY_WORDS, 1], ids=["a number a word", "a number a token"])
+def test_labels_are_drawn_with_the_probabilities_of_the_model(monkeypatch: pytest.MonkeyPatch, many: int):
+    monkeypatch.setattr(fisher_module, "MANY_WORDS", many)
     live, batches = live_model(), ragged_batches(1)
     p = dense.probabilities(live, batches)[0]
     counts, repeats = torch.zeros_like(p), 2000
@@ -283,6 +289,21 @@ def test_labels_are_drawn_with_the_probabilities_of_the_model():
         counts += torch.autograd.grad(sampled_score(out, generator=generator), logits)[0] + p  # one-hot of the label
     error = (counts / repeats - p).abs() / (p * (1 - p) / repeats).sqrt()
     assert float(error.max()) < 5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_of_many_words_one_without_probability_is_never_drawn_and_the_first_and_last_are(dtype: torch.dtype):
+    p = torch.zeros(3000, MANY_WORDS + 1, dtype=dtype)
+    p[:, 5], p[:, 9], p[:, -7] = 0.2, 0.3, 0.5
+    found = drawn_labels(p, torch.Generator().manual_seed(0))
+    labels, counts = found.unique(return_counts=True)
+    assert found.shape == (3000, 1) and labels.tolist() == [5, 9, p.shape[1] - 7]
+    assert chisquare(counts, [600, 900, 1500]).pvalue > 0.001
+    assert torch.equal(drawn_labels(p, torch.Generator().manual_seed(0)), found)
+    assert not torch.equal(drawn_labels(p, torch.Generator().manual_seed(1)), found)
+    one = torch.zeros(50, MANY_WORDS + 1, dtype=dtype)
+    one[:, 3] = 0.9999
+    assert bool((drawn_labels(one, torch.Generator().manual_seed(0)) == 3).all())
 
 
 def test_score_rows_numbers_the_rows_of_each_batch():
