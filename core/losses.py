@@ -157,7 +157,7 @@ def gradient_beside(live: LiveModel, loss: Loss, beside: Sequence[Loss]) -> tupl
         NumericalError: The value or the gradient is not finite.
     """
     names, leaves = list(live.leaves), list(live.leaves.values())
-    total, value, others, up = zeros(dict(live.leaves)), 0.0, [0.0] * len(beside), upscale(loss.batches)
+    total, value, others, up = zeros(dict(live.leaves)), 0.0, [0.0] * len(beside), upscale(answer_tokens(loss.batches))
     for number, batch in enumerate(loss.batches):
         out = answer_logits(live.model, batch)
         share = loss.contribution(number, out)
@@ -178,13 +178,16 @@ def answer_tokens(batches: Sequence[Batch]) -> int:
     return sum(batch.answer_tokens for batch in batches)
 
 
-def upscale(batches: Sequence[Batch]) -> float:
+def upscale(tokens: float) -> float:
     """Return what a gradient is multiplied by on its way back through the model, and divided by at its end.
 
     A loss is divided by the answer tokens of its whole set; a part of its gradient that is so small is 0 in float16. A
     power of two about as large rounds nothing in the other types.
+
+    Args:
+        tokens: What a token's part is divided by.
     """
-    return 2.0 ** int(math.log2(max(1, answer_tokens(batches))))
+    return 2.0 ** int(math.log2(max(1.0, tokens)))
 
 
 def cross_entropy(name: str, batches: Sequence[Batch], *, target: float | None = None) -> Loss:

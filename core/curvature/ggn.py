@@ -18,7 +18,7 @@ from torch.func import functional_call
 
 from ..checkpoint.session import LiveModel
 from ..data.batches import IGNORED, Batch
-from ..losses import Loss, answer_logits
+from ..losses import Loss, answer_logits, upscale
 from ..params import Params, axpy, zeros
 
 PARTS = 4
@@ -92,10 +92,11 @@ class GaussNewton:
         names, leaves = list(self._point), list(self._point.values())
         directional = torch.autograd.grad(piece.pullback, piece.dummy, [v[name] for name in names],
                                           retain_graph=True)[0]
-        weighted = _softmax_hessian(piece.logits.detach() / piece.temperature, directional) * piece.weight
+        up = upscale(1 / piece.weight)
+        weighted = _softmax_hessian(piece.logits.detach() / piece.temperature, directional) * (piece.weight * up)
         back = torch.autograd.grad(piece.logits, leaves, weighted, retain_graph=self.keep_graph,
                                    allow_unused=True, materialize_grads=True)
-        return dict(zip(names, back, strict=True))
+        return {name: t / up for name, t in zip(names, back, strict=True)}
 
 
 def _parts(batch: Batch) -> list[Batch]:

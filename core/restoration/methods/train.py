@@ -10,7 +10,7 @@ import torch
 
 from ...checkpoint.session import LiveModel, write_params
 from ...errors import NumericalError
-from ...losses import Loss, answer_logits, upscale
+from ...losses import Loss, answer_logits, answer_tokens, upscale
 from ...params import Params, axpy, is_finite, zeros
 from ..controls import along, strength_at_drift
 from .inputs import Inputs
@@ -92,7 +92,7 @@ def partial_gradient(live: LiveModel, terms: Terms, picked: Sequence[Sequence[in
     names, leaves = list(live.leaves), list(live.leaves.values())
     found = zeros(dict(live.leaves))
     for (weight, loss), numbers in zip(terms, picked, strict=True):
-        factor, up = weight * len(loss.batches) / len(numbers), upscale(loss.batches)
+        factor, up = weight * len(loss.batches) / len(numbers), upscale(answer_tokens(loss.batches))
         for number in numbers:
             share = loss.contribution(number, answer_logits(live.model, loss.batches[number]))
             parts = torch.autograd.grad(share, leaves, torch.full_like(share, up), allow_unused=True,
