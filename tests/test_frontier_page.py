@@ -123,6 +123,14 @@ def test_a_pair_without_harm_is_left_out_and_said() -> None:
     assert "gpt2, drift, full, seed 1" in frontier_page.notes([TUNED, mild])
 
 
+def test_many_refusals_of_one_kind_are_said_in_two_words() -> None:
+    of = [dict(zip(("family", "attack", "kind", "seed"), (*PAIR[:2], kind, seed), strict=True))
+          for kind in ("full", "adapter") for seed in range(4)]
+    full = [{**pair, "method": "ssd", "error": "an adapter is needed"} for pair in of[:4]]
+    assert "`ssd`: an adapter is needed (4 pairs: all full)." in frontier_page.notes(full)
+    assert "(5 pairs: llama, mixed, full, seed 0; " in frontier_page.notes([*full, {**full[0], **of[4]}])
+
+
 def test_the_page_says_in_how_many_cells_each_method_ran() -> None:
     other, mild = ("gpt2", "pure", "full", 0), ("gpt2", "drift", "full", 1)
     rows = [TUNED, row("tuned", 90, pair=other, budget=None), row("tuned", 5, pair=mild, budget=None),

@@ -165,12 +165,18 @@ def notes(rows: list[Row]) -> str:
     if mild:
         found.append(f"Left out of every table, because the tuned model answers less than {LEAST_HARM:.0%} of harmful "
                      f"prompts: {'; '.join(map(said, mild))}.")
-    errors: dict[str, list[str]] = {}
+    errors: dict[str, list[Key]] = {}
     for row in rows:
         if "error" in row:
-            errors.setdefault(f"`{row['method']}`: {row['error']}", []).append(said(pair_of(row)))
-    found += [f"Refused: {error} ({len(where)} pairs: {'; '.join(where)})." for error, where in errors.items()]
+            errors.setdefault(f"`{row['method']}`: {row['error']}", []).append(pair_of(row))
+    found += [f"Refused: {error} ({len(where)} pairs: {_where(where)})." for error, where in errors.items()]
     return "\n\n".join(found) or "No method failed."
+
+
+def _where(pairs: Sequence[Key]) -> str:
+    """Return the names of a few pairs, of many what they have in common."""
+    kinds = {pair[2] for pair in pairs}
+    return f"all {kinds.pop()}" if len(pairs) > 3 and len(kinds) == 1 else "; ".join(map(said, pairs))
 
 
 def said(pair: Key) -> str:
