@@ -141,6 +141,15 @@ def live_model(family: str = "llama", *, seed: int = 0, every_module: bool = Fal
     return LiveModel(wrapped, cast(PreTrainedTokenizerBase, None), leaves, torch.device("cpu"))
 
 
+def live_model_frozen_in(dtype: torch.dtype) -> LiveModel:
+    """Every module adapted, the adapter in float32, all else in a narrower type."""
+    live = live_model(dtype=torch.float32, every_module=True)
+    for parameter in live.model.parameters():
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.to(dtype)
+    return live
+
+
 def leaf_name(name: str) -> str:
     """`base_model.model.MODULE.lora_A.default.weight` -> `MODULE.lora_A.weight`."""
     return name.removeprefix("base_model.model.").replace(".default.", ".")

@@ -18,7 +18,7 @@ from saferestore.core.restoration.methods.train import partial_gradient
 from torch import Tensor, nn
 
 from . import dense
-from .cases import FAMILIES, VOCAB, live_model, moved, ragged_batches, ragged_rows, vector_like
+from .cases import FAMILIES, VOCAB, live_model, live_model_frozen_in, moved, ragged_batches, ragged_rows, vector_like
 
 SIZES = (1, 2, 3, 7)
 
@@ -237,14 +237,6 @@ def test_a_total_is_the_sum_of_its_losses_and_of_their_gradients(live: LiveModel
     torch.testing.assert_close(dense.flat(slope), dense.flat(parts[0][1]) + dense.flat(parts[1][1]))
 
 
-def in_float16() -> LiveModel:
-    live = live_model(dtype=torch.float32, every_module=True)
-    for parameter in live.model.parameters():
-        if not parameter.requires_grad:
-            parameter.data = parameter.data.half()
-    return live
-
-
 GRADIENTS = {"whole": lambda live, loss: losses.gradient(live, loss)[1],
              "partial": lambda live, loss: partial_gradient(live, ((1.0, loss),), [[0]]),
              "Gauss-Newton product": lambda live, loss: GaussNewton(live, [loss], keep_graph=False).matvec(
@@ -256,7 +248,7 @@ GRADIENTS = {"whole": lambda live, loss: losses.gradient(live, loss)[1],
 def test_a_gradient_in_float16_is_not_lost_in_the_size_of_the_set(way: str, tokens: int):
     """The least number of float16 is 6e-8: a share of many tokens has a gradient below it at each of them."""
     found = []
-    for live in (live_model(dtype=torch.float32, every_module=True), in_float16()):
+    for live in (live_model(dtype=torch.float32, every_module=True), live_model_frozen_in(torch.float16)):
         batches = [replace(batch, answer_tokens=tokens) for batch in ragged_batches(batch_size=6)]
         reference = losses.log_probabilities(live.model, batches)
         write_params(live, moved(live, by=0.02, seed=5))

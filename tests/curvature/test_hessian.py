@@ -15,7 +15,7 @@ from saferestore.core.params import axpy, norm, zeros
 from torch import Tensor, nn
 
 from .. import dense
-from ..cases import FAMILIES, live_model, moved, ragged_batches, vector_like
+from ..cases import FAMILIES, live_model, live_model_frozen_in, moved, ragged_batches, vector_like
 
 
 def short_steps(node: object) -> set[str]:
@@ -113,19 +113,11 @@ def test_kept_graphs_are_chosen_where_they_fit() -> None:
     assert choice.way == "kept" and choice.distance is not None and choice.distance < 1e-6
 
 
-def frozen_in_bfloat16() -> LiveModel:
-    live = live_model(dtype=torch.float32, every_module=True)
-    for parameter in live.model.parameters():
-        if not parameter.requires_grad:
-            parameter.data = parameter.data.bfloat16()
-    return live
-
-
 def test_on_bfloat16_weights_every_way_is_near_float32_and_kept_graphs_are_chosen() -> None:
     live, losses = live_model(dtype=torch.float32, every_module=True), [cross_entropy("ce", ragged_batches())]
     v = vector_like(live.leaves, seed=1)
     exact = Hessian(live, losses).matvec(v)
-    rough = frozen_in_bfloat16()
+    rough = live_model_frozen_in(torch.bfloat16)
     for way in WAYS:
         allowed = 0.3 if way == "difference" else 0.12
         assert dense.relative_error(dense.flat(Hessian(rough, losses, way=way).matvec(v)), dense.flat(exact)) < allowed
@@ -134,7 +126,7 @@ def test_on_bfloat16_weights_every_way_is_near_float32_and_kept_graphs_are_chose
 
 
 def test_in_bfloat16_a_product_of_nothing_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    rough, losses = frozen_in_bfloat16(), [cross_entropy("ce", ragged_batches())]
+    rough, losses = live_model_frozen_in(torch.bfloat16), [cross_entropy("ce", ragged_batches())]
     for way in ("rebuilt", "forward"):
         _broken(way, monkeypatch, lambda _: zeros)
     assert choose_way(rough, losses, vector_like(rough.leaves, seed=1)).way == "difference"
