@@ -40,7 +40,7 @@ from .evaluation.planning import estimate, estimate_evaluation
 from .evaluation.preparation import Prepared, prepare
 from .evaluation.probing import find_target, probe_system, read_probe_sets
 from .evaluation.relearning import run_relearning
-from .evaluation.restore_gate import decide_restored, known_of
+from .evaluation.restore_gate import attacks_of, decide_restored, known_of
 from .evaluation.restored import ask_restored
 from .evaluation.room import with_room
 from .evaluation.samples import Sample
@@ -129,7 +129,7 @@ def _restore(config: RestoreConfig, place: _Place, progress: Progress) -> Json:
     if trained_on is not None:
         with clock.stage("find rows"):
             rows = select(config, found_rows(config, trained_on, session, journal, progress))
-    rows = with_room(rows, examiner.setting())
+    rows = with_room(rows, examiner.setting(config.seed), attacks_of(rules))
     with clock.stage("prepare"):
         keeping = dataclasses.replace(examiner, known=known_answers(journal.entries), keep=journal.write)
         prepared = prepare(session, keeping, rows, objective=config.objective, on_disk=config.low_memory,

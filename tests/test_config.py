@@ -108,6 +108,14 @@ def test_yaml_keys_may_be_written_with_dashes(tmp_path: Path):
     assert read_yaml(tmp_path / "c.yaml", FIELDS) == {"max_drift": 0.5, "harmful": ("a", "b")}
 
 
+@pytest.mark.parametrize("content", ["max_drift: 0.5\nseed: 1\nmax_drift: 0.05\n", "max_drift: 0.5\nmax-drift: 0.05\n"])
+def test_a_setting_that_is_given_twice_is_refused(tmp_path: Path, content: str):
+    (tmp_path / "c.yaml").write_text(content, encoding="utf-8")
+    with pytest.raises(UsageError, match="`max.drift` is given twice") as caught:
+        read_yaml(tmp_path / "c.yaml", FIELDS)
+    assert "each setting once" in caught.value.hint
+
+
 def test_an_unknown_key_is_refused_with_the_nearest_known_one(tmp_path: Path):
     (tmp_path / "c.yaml").write_text("max_drfit: 0.5\n", encoding="utf-8")
     with pytest.raises(UsageError, match="max_drfit") as caught:

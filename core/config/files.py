@@ -28,18 +28,25 @@ def read_yaml(path: Path, known: Iterable[str]) -> dict[str, object]:
         Field name to value, lists as tuples.
 
     Raises:
-        UsageError: A missing or unreadable file, no mapping, or an unknown key (the nearest known one is named).
+        UsageError: A missing or unreadable file, no mapping, a key given twice, or an unknown one (the nearest known
+            one is named).
     """
     import yaml  # takes a tenth of the time that `--help` may
 
+    from .strict_yaml import load_yaml
+
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"cannot read configuration - {path}: {type(error).__name__}",
-                         hint="give --config a readable YAML file") from error
+        content = load_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        why = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+        raise UsageError(f"cannot read configuration - {path}: {why[:200]}",
+                         hint="give --config a readable YAML file, each setting once") from error
     if not isinstance(content, Mapping):
         raise UsageError(f"no mapping of settings - {path}", hint="write one `key: value` a line")
     settings = {str(key).replace("-", "_"): value for key, value in content.items()}
+    if len(settings) < len(content):
+        twice = next(str(key) for key in content if "-" in str(key) and str(key).replace("-", "_") in content)
+        raise UsageError(f"`{twice}` is given twice, with `-` and with `_` - {path}", hint="write each setting once")
     allowed = set(known)
     for key in settings:
         if key not in allowed:

@@ -11,7 +11,7 @@ from ..data.evaluation_sets import EvaluationSet
 from ..data.selection import Selection
 from ..params import Params
 from .asking import Question, ask, plan_questions, samples_of
-from .attacks import parse_attacks
+from .attacks import NONE, Attack, parse_attacks
 from .examination import Examined
 from .findings import measured_of
 from .gate.decide import Outcome, decide
@@ -40,11 +40,16 @@ def known_of(rows: Selection, rules: Sequence[Rule]) -> Known:
         What `check_rules` and `decide` need. A rule that names anything else is a UsageError, before any model is
         loaded.
     """
-    attacks = parse_attacks(tuple(rule.attack for rule in rules if rule.attack))
     known = Known(SYSTEMS, {name: name for name, records in rows.held_out.items() if records}, (JUDGE,),
-                  tuple(attack.name for attack in attacks if attack.name != "none"), references=(TUNED,))
+                  tuple(attack.name for attack in attacks_of(rules)), references=(TUNED,))
     check_rules(rules, known)
     return known
+
+
+def attacks_of(rules: Sequence[Rule]) -> tuple[Attack, ...]:
+    """Return the attacks that rules name, each once; UsageError for one that is not known."""
+    attacks = parse_attacks(tuple(rule.attack for rule in rules if rule.attack))
+    return tuple(attack for attack in attacks if attack.name != NONE)
 
 
 def decide_restored(session: Session, params: Mapping[str, Params], answers: Mapping[str, Answers], examiner: Examiner,

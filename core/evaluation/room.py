@@ -9,19 +9,20 @@ from ..checkpoint.quiet import quiet
 from ..data.records import Record
 from ..data.selection import Selection
 from ..errors import UsageError
-from .attacks import NONE, Attack, Setting
+from .attacks import ATTACKED_ROLE, NONE, Attack, Setting
 from .attacks.attempts import plain, plan_attempts
 
 
-def with_room(rows: Selection, setting: Setting) -> Selection:
+def with_room(rows: Selection, setting: Setting, attacks: Sequence[Attack] = ()) -> Selection:
     """Leave out the rows of a run whose prompts leave no room for an answer; a warning counts them.
 
     Args:
         rows: Fit and held-out rows.
         setting: How they are asked.
+        attacks: Of a gate; prompts that only one of these makes too long are counted in a warning of their own.
 
     Returns:
-        The rows that can be asked.
+        The rows that can be asked without an attack.
 
     Raises:
         UsageError: Of the harmful fit rows, the retain rows or a held-out set none is left.
@@ -29,8 +30,13 @@ def with_room(rows: Selection, setting: Setting) -> Selection:
     left, told = parts_with_room({"harmful rows to fit": rows.harmful, "retain rows": rows.retain,
                                   **{f"held-out {name} rows": part for name, part in rows.held_out.items()}}, setting)
     harmful, retain, *held_out = left.values()
-    return replace(rows, harmful=harmful, retain=retain, held_out=dict(zip(rows.held_out, held_out, strict=True)),
-                   warnings=(*rows.warnings, *told))
+    found = dict(zip(rows.held_out, held_out, strict=True))
+    with quiet():
+        lost = [(attack.name, len(plan_attempts(attack, found.get(ATTACKED_ROLE, ()), setting).too_long))
+                for attack in attacks]
+    told += tuple(("W_TOO_LONG", f"{count} prompts of attack {name} leave no room for an answer and were not asked")
+                  for name, count in lost if count)
+    return replace(rows, harmful=harmful, retain=retain, held_out=found, warnings=(*rows.warnings, *told))
 
 
 def parts_with_room(parts: Mapping[str, Sequence[Record]],

@@ -91,14 +91,14 @@ def set_up(config: EvalConfig, rules: tuple[Rule, ...], *, has_baseline: bool, r
     judges, shots = parse_judges(config.judge), parse_shots(config.shots)
     attacks = parse_attacks((*config.attack, *(r.attack for r in rules if r.attack and r.attack != "none")))
     if not config.model:
-        return _of_answers(config, judges, rules, progress)
+        return _of_answers(config, judges, rules, read_weights, progress)
     tasks = parse_tasks(config.lm_eval) if config.lm_eval else ()
     sets = read_sets(config)
     check_sets(config, {each.role for each in sets})
     systems = _systems(config, read_weights, progress)
     check_one_tokenizer(systems)
     names = tuple(system.name for system in systems)
-    _check_judges(judges, names, config.offline, progress)
+    judges = _checked(judges, names, config.offline, read_weights, progress)
     known = _known(names, {each.name: each.role for each in sets}, judges, attacks, shots, tasks, has_baseline, sets)
     if rules:
         check_rules(rules, known)
@@ -111,12 +111,12 @@ def set_up(config: EvalConfig, rules: tuple[Rule, ...], *, has_baseline: bool, r
     return Setup(systems, sets, (), attacks, judges, shots, tasks, rules, known, setting, plan, placement)
 
 
-def _of_answers(config: EvalConfig, judges: tuple[JudgeSpec, ...], rules: tuple[Rule, ...],
+def _of_answers(config: EvalConfig, judges: tuple[JudgeSpec, ...], rules: tuple[Rule, ...], read_weights: bool,
                 progress: Progress) -> Setup:
     """Answers that exist already: who answered and what was asked stands in the files."""
     if not config.generations:
         raise UsageError("nothing to evaluate - MODEL", hint="give a MODEL, or --generations FILE")
-    _check_judges(judges, (), config.offline, progress)
+    judges = _checked(judges, (), config.offline, read_weights, progress)
     read = tuple(read_generations(Path(spec)) for spec in config.generations)
     rows = [row for each in read for row in each.rows]
     known = _known(tuple(dict.fromkeys(row.system for row in rows)), {row.set: row.role for row in rows}, judges, (),
@@ -126,12 +126,17 @@ def _of_answers(config: EvalConfig, judges: tuple[JudgeSpec, ...], rules: tuple[
     return Setup((), (), read, (), judges, (), (), rules, known, None, Plan((), {}, ()), None)
 
 
-def _check_judges(judges: Sequence[JudgeSpec], names: Sequence[str], offline: bool, progress: Progress) -> None:
+def _checked(judges: Sequence[JudgeSpec], names: Sequence[str], offline: bool, read_weights: bool,
+             progress: Progress) -> tuple[JudgeSpec, ...]:
+    """Refuse judges that could not judge these systems, and note which model stands behind each."""
+    found = []
     for spec in judges:
-        if spec.rubric is not None and spec.model is not None:
-            check_judging_model(spec.rubric, spec.model, offline=offline, progress=progress)
         if spec.kind == "likelihood" and "base" not in names:
             raise UsageError(f"needs the base's own answers - --judge {spec.name}", hint="add --base BASE")
+        files = check_judging_model(spec.rubric, spec.model, offline=offline, read_weights=read_weights,
+                                    progress=progress) if spec.rubric is not None and spec.model is not None else ""
+        found.append(dataclasses.replace(spec, files_sha256=files))
+    return tuple(found)
 
 
 def _systems(config: EvalConfig, read_weights: bool, progress: Progress) -> tuple[System, ...]:
@@ -226,7 +231,8 @@ def inputs_of(setup: Setup) -> dict[str, Any]:
     return {"systems": {system.name: dataclasses.asdict(system.facts) | _template_of(setup)
                         for system in setup.systems},
             "sets": sets + given,
-            "judges": {spec.name: {"kind": spec.kind, "identity": spec.identity} for spec in setup.judges},
+            "judges": {spec.name: {"kind": spec.kind, "identity": spec.identity} | (
+                {"files_sha256": spec.files_sha256} if spec.files_sha256 else {}) for spec in setup.judges},
             "attacks": {attack.name: {"k": attack.k, "sha256": attack.sha256} for attack in setup.attacks}}
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from ..config.strict_yaml import load_yaml
 from ..errors import UsageError
 from ..evaluation.gate.rules import Rule, parse_rules
 from .results import LONE_SURROGATES
@@ -38,22 +39,11 @@ def read_gate(path: Path) -> tuple[Rule, ...]:
             used.
     """
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        content = load_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise UsageError(f"cannot read gate - {path}: {_why(error)}",
                          hint="give --gate a readable YAML file with `rules:`, each rule begun by `-`") from error
     return parse_rules(content, str(path))
-
-
-class _Loader(yaml.SafeLoader):
-    """Plain YAML in which no key is given twice: of two, as where the dash of a rule is missing, the last would win."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002
-        keys = [key.value for key, _ in node.value]
-        twice = next((key for key in keys if keys.count(key) > 1), None)
-        if twice is not None:
-            raise yaml.constructor.ConstructorError(problem=f"`{twice}` is given twice", problem_mark=node.start_mark)
-        return super().construct_mapping(node, deep)
 
 
 def read_baseline(path: Path) -> dict[str, Any]:

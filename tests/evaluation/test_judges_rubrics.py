@@ -168,6 +168,12 @@ def test_a_wrong_key_is_answered_with_the_nearest_one() -> None:
     assert error.value.hint == "did you mean max_new_tokens?"
 
 
+def test_a_rubric_that_says_one_thing_twice_is_refused() -> None:
+    content = yaml.safe_dump(GOOD).encode()
+    with pytest.raises(UsageError, match=r"not YAML - my.yaml: `prompt` is given twice"):
+        parse_rubric(content + b"prompt: another {{ prompt }} {{ answer }}\n", "my.yaml", "my")
+
+
 @pytest.mark.parametrize("content", [b"a: [", b"\xff\xfe", b"{{"])
 def test_what_is_no_yaml_is_refused(content: bytes) -> None:
     with pytest.raises(UsageError, match=r"not YAML - my.yaml|no mapping"):

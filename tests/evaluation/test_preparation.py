@@ -14,7 +14,9 @@ from saferestore.core.data.batches import Batch
 from saferestore.core.data.records import Record
 from saferestore.core.data.selection import Selection
 from saferestore.core.errors import MismatchError, NumericalError, UsageError
+from saferestore.core.evaluation.gate.rules import Rule
 from saferestore.core.evaluation.preparation import REFUSAL_TOKENS, Prepared, prepare, tokens_of
+from saferestore.core.evaluation.restore_gate import attacks_of
 from saferestore.core.evaluation.room import with_room
 from saferestore.core.params import scale
 from talk import COMPLIANCE, CONTEXT, REFUSAL, Say, examiner, open_tiny, record, refuses, save_pair, script, selection
@@ -184,6 +186,17 @@ def test_prompts_without_room_for_an_answer_are_left_out_and_counted(
     assert left.warnings == (("W_TOO_LONG", "3 prompts leave no room for an answer and were not asked: 1 harmful rows "
                               "to fit, 2 held-out task rows"),)
     assert with_room(left, setting) == left and capfd.readouterr().err == ""
+
+
+def test_prompts_that_an_attack_of_the_gate_makes_too_long_are_counted(session: Session) -> None:
+    """The frame alone has more bytes than the 128 tokens of the context."""
+    rows, setting = selected(), examiner(session).setting()
+    attacks = attacks_of([Rule("coherence_rate", attack=name, min_lower=0.5)
+                          for name in ("template:story", "none", "prefill:2", "template:story")])
+    assert [attack.name for attack in attacks] == ["template:story", "prefill:2"]
+    left = with_room(rows, setting, attacks)
+    assert left.held_out == rows.held_out and left.warnings == (
+        ("W_TOO_LONG", "2 prompts of attack template:story leave no room for an answer and were not asked"),)
 
 
 @pytest.mark.parametrize(("part", "named"), [("harmful", "harmful rows to fit"), ("retain", "retain rows"),

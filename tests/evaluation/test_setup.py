@@ -16,7 +16,7 @@ from saferestore.core.errors import MismatchError, UsageError
 from saferestore.core.evaluation.gate.rules import Rule
 from saferestore.core.evaluation.planning import MEASURED_FLOPS, estimate_evaluation
 from saferestore.core.evaluation.setup import Setup, inputs_of, rejected_rows, set_up, warnings_of
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from talk import CONTEXT, TEMPLATE, byte_tokenizer, save_pair
 from tokenizers import Tokenizer
 
@@ -157,6 +157,25 @@ def test_a_judging_model_is_looked_at_before_anything_is_asked(pair: tuple[str, 
         checked(pair[1], tmp_path, judge=(f"llama-guard={guard}",))
     assert inputs_of(checked(pair[1], tmp_path, judge=(f"harmbench={guard}",)))["judges"]["harmbench"][
         "identity"].endswith("=guard")
+
+
+def test_a_judging_model_is_known_by_what_is_in_its_folder(pair: tuple[str, str], tmp_path: Path) -> None:
+    """Two checkpoints in folders of one name are not one judge: neither to a baseline nor to a run that goes on."""
+    first, second = (shutil.copytree(pair[0], tmp_path / name / "guard") for name in "ab")
+
+    def judge(folder: Path, **settings: Any) -> dict[str, str]:
+        config = EvalConfig(pair[1], harmful=(prompts(tmp_path, "bad"),), judge=(f"harmbench={folder}",))
+        found = set_up(config, (), has_baseline=False, progress=no_progress, **settings)
+        return inputs_of(found)["judges"]["harmbench"]
+
+    assert judge(first) == judge(second) and len(judge(first)["files_sha256"]) == 64
+    assert "files_sha256" not in judge(first, read_weights=False)
+    (second / "chat_template.jinja").write_text("{{ messages[0].content }}", encoding="utf-8")
+    template = judge(second)
+    assert template["identity"] == judge(first)["identity"] and template != judge(first)
+    weights = load_file(first / "model.safetensors")
+    save_file({name: value + 1 for name, value in weights.items()}, first / "model.safetensors", {"format": "pt"})
+    assert judge(first)["files_sha256"] not in (template["files_sha256"], judge(Path(pair[0]))["files_sha256"])
 
 
 def test_an_attack_that_only_a_rule_names_is_made(pair: tuple[str, str], tmp_path: Path) -> None:

@@ -16,6 +16,9 @@ Json = Mapping[str, Any]
 GENERATION = ("max_new_tokens", "chat_template", "system_prompt", "limit")
 """Settings that decide what is asked and answered; a setting that is in neither file is the same in both."""
 
+FILES = "files_sha256"
+"""Of a judging model in `inputs`."""
+
 NEW_ONE = "measure a new one under these settings: --write-baseline FILE"
 
 
@@ -67,11 +70,15 @@ def _templates(baseline: Json, current: Json, rules: Sequence[Rule],
 
 
 def _judges(baseline: Json, current: Json, rules: Sequence[Rule]) -> Iterator[tuple[str, Any, Any]]:
-    """A judge of one name is another one where its rubric or model is."""
+    """A judge of one name is another one where its rubric or model is; a plan has not read the model's weights."""
     here, there = current["inputs"]["judges"], baseline["inputs"]["judges"]
     for name, judge in here.items():
         if any(rule.judge in (None, name) for rule in rules):
-            yield f"judge {name}", there.get(name), judge
+            before, now = ({key: value for key, value in of_side.items() if key != FILES} if of_side else None
+                           for of_side in (there.get(name), judge))
+            yield f"judge {name}", before, now
+            if FILES in judge:
+                yield f"model of judge {name}", there.get(name, {}).get(FILES), judge[FILES]
 
 
 def _sets(baseline: Json, current: Json, rules: Sequence[Rule]) -> Iterator[tuple[str, Any, Any]]:

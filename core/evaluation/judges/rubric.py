@@ -25,6 +25,7 @@ from typing import Any
 import yaml
 
 from ...config import nearest
+from ...config.strict_yaml import load_yaml
 from ...errors import UsageError
 from .parse import Label, Number, Parse, check_expression, template_variables
 
@@ -93,12 +94,12 @@ def parse_rubric(content: bytes, shown: str, stem: str) -> Rubric:
         The rubric.
 
     Raises:
-        UsageError: No YAML mapping, an unknown or missing key, or a value that cannot be used.
+        UsageError: No YAML mapping, a key given twice, an unknown or missing one, or a value that cannot be used.
     """
     try:
-        found = yaml.safe_load(content.decode("utf-8"))
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"not YAML - {shown}", hint=HINT) from error
+        found = load_yaml(content.decode("utf-8"))
+    except (UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        raise UsageError(f"not YAML - {shown}: {' '.join(str(error).split())[:120]}", hint=HINT) from error
     entries = _mapping(found, shown, KEYS)
     form = _one_of(entries.get("input", "chat"), shown)
     tokens = entries.get("max_new_tokens", 16)

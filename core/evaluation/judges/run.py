@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from typing import Any
 import jinja2
 import torch
 
+from ...checkpoint.facts import FactReader
 from ...checkpoint.loading import SAFETENSORS_DTYPES, load_model, load_tokenizer, place, read_model_config
 from ...checkpoint.quiet import quiet
 from ...checkpoint.reference import locate, parse_reference
@@ -180,19 +182,33 @@ def judging_model(reference: str, loading: Loading | None = None, *,
                                    _stored_dtype(folder))), tokenizer
 
 
-def check_judging_model(rubric: Rubric, reference: str, *, offline: bool = False,
-                        progress: Progress = no_progress) -> None:
+def check_judging_model(rubric: Rubric, reference: str, *, offline: bool = False, read_weights: bool = True,
+                        progress: Progress = no_progress) -> str:
     """Refuse, before anything is asked, a judging model that could not be used after hours of answers.
 
     Args:
         rubric: How it is asked; an example is written in its chat template.
         reference: Local folder or hub id, perhaps `@REVISION`. Errors are those of `judging_model` and `run_rubric`.
         offline: Take a hub id from the local cache only.
-        progress: Told of a download.
+        read_weights: Hash the weights and scan them for NaN.
+        progress: Told of a download and of every weight file.
+
+    Returns:
+        The SHA-256 of what the model is: weights, tokenizer and template, whatever its folder is called. Empty where
+        the weights are not read.
+
+    Raises:
+        MismatchError: A weight that is not finite, besides what `judging_model` and `run_rubric` refuse.
     """
     folder, tokenizer = _find(reference, offline, progress)
     _stored_dtype(folder)
     question_ids(rubric, tokenizer, "a request", "an answer")
+    if not read_weights:
+        return ""
+    facts = FactReader(read_weights, progress, {folder: tokenizer}).read(
+        f"judge {rubric.name}", folder, weight_files(folder), read_model_config(folder))
+    parts = (sorted(facts.weights_sha256.values()), facts.tokenizer_sha256, facts.chat_template_sha256)
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
 def _find(reference: str, offline: bool, progress: Progress) -> tuple[Path, Any]:

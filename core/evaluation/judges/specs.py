@@ -65,16 +65,18 @@ class JudgeSpec:
         kind: As in `Row`.
         rubric: How the model is asked, for kind `rubric`.
         model: Reference of the judging model, for kind `rubric`.
+        files_sha256: Of the judging model's weights, tokenizer and template; empty where they were not read.
     """
 
     name: str
     kind: str
     rubric: Rubric | None = None
     model: str | None = None
+    files_sha256: str = ""
 
     @property
     def identity(self) -> str:
-        """What has to be equal for two findings to be compared: name, digest of the rubric, model without folder."""
+        """What a finding was made by: name, digest of the rubric, model without folder."""
         return self.name if self.rubric is None else f"{self.name}:{self.rubric.sha256[:12]}={shown(self.model or '')}"
 
 

@@ -72,6 +72,19 @@ def test_a_set_or_judge_that_the_baseline_lacks_is_a_difference() -> None:
         check_baseline(changed("inputs/judges", {}), RESULTS, [RULE], KNOWN, "old.json")
 
 
+def test_a_judging_model_of_one_name_is_another_where_its_files_are() -> None:
+    """A plan has not read the model's weights, so it cannot tell."""
+    rule = Rule("harmful_rate", judge="harmbench", max_increase=0.1)
+    old, new = (changed("inputs/judges/harmbench", {"kind": "rubric", "model": "m", "files_sha256": digest * 64})
+                for digest in "12")
+    check_baseline(old, copy.deepcopy(old), [rule], KNOWN, "old.json")
+    check_baseline(old, RESULTS, [rule], KNOWN, "old.json")
+    with pytest.raises(UsageError, match="model of judge harmbench was 111"):
+        check_baseline(old, new, [rule], KNOWN, "old.json")
+    with pytest.raises(UsageError, match="model of judge harmbench was absent"):
+        check_baseline(RESULTS, new, [rule], KNOWN, "old.json")
+
+
 def test_an_attack_made_of_another_file_is_a_difference() -> None:
     old, new = ({**RESULTS, "inputs": {**RESULTS["inputs"], "attacks": {"suffix:a.txt": {"sha256": digest}}}}
                 for digest in ("1" * 64, "2" * 64))
