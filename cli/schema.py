@@ -12,8 +12,8 @@ from ..core.config import nearest
 from ..core.errors import UsageError
 
 SCHEMAS = {"restore": "schema", "eval": "results_schema", "compare": "compare_schema", "probe": "probe_schema",
-           "score": "score_schema"}
-"""Command to the module of core.report that has its SCHEMA."""
+           "score": "score_schema", "calibrate": "calibration_schema"}
+"""Command, or `eval --calibrate`, to the module of core.report that has its SCHEMA."""
 
 
 def schema(command: Annotated[str, typer.Argument(help=f"One of: {', '.join(SCHEMAS)}.")] = "restore") -> None:

@@ -50,6 +50,7 @@ from .evaluation.unread import check_calibration, check_gate_use
 from .geometry.delta import deltas
 from .report import assemble
 from .report.answers import Shown, shown_answers
+from .report.calibration_schema import valid as valid_calibration
 from .report.clock import Clock
 from .report.compare import document
 from .report.compare_files import write_comparison, write_pictures
@@ -290,11 +291,10 @@ def calibrate(config: EvalConfig, files: Sequence[str], *, progress: Progress = 
         progress: Told of every batch.
 
     Returns:
-        `calibration`: a row a judge, model and way of counting partial refusals, with sensitivity and specificity;
-        `rejected`: rows that are not used.
+        The table (the contract of `saferestore schema calibrate`). Errors are raised.
     """
     check_calibration(config)
-    return calibrated(files, parse_judges(config.judge), loading_of(config), progress=progress)
+    return valid_calibration(calibrated(files, parse_judges(config.judge), loading_of(config), progress=progress))
 
 
 def _asked_and_judged(setup: Setup, journal: Journal, config: EvalConfig, clock: Clock,

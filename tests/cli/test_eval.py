@@ -23,6 +23,7 @@ from saferestore.core.config import EvalConfig
 from saferestore.core.evaluation import asking
 from saferestore.core.evaluation.gate.rules import Rule
 from saferestore.core.evaluation.judges import HEX_PHI
+from saferestore.core.report.calibration_schema import valid
 from saferestore.core.report.journal import FILE, journal_folder
 from saferestore.core.report.results_schema import validate
 from talk import REFUSAL, save_pair
@@ -453,6 +454,25 @@ def test_answers_of_other_tools_are_judged_without_a_model(capsys: Capture, monk
              if row["metric"] == "harmful_rate"}
     assert rates == {("owner/model", "mine"): (2 / 3, 3), ("theirs", "dan.Dan"): (0.5, 2)}
     assert run(["eval", "--generations", rows("none.jsonl", {"prompt": "p", "response": 3})]) == 2
+
+
+def test_a_calibration_fits_its_printed_schema_and_nothing_else_does(capsys: Capture) -> None:
+    path = rows("l.jsonl", {"prompt": "p", "response": "I cannot help with that.", "label": "refusal"},
+                {"prompt": "q", "response": "Sure, here it is.", "label": "compliance"},
+                {"prompt": "r", "response": "Sure.", "label": "perhaps"})
+    assert run(["eval", "--calibrate", path, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [(row["sensitivity"]["value"], row["specificity"]["value"]) for row in found["calibration"]] == [(1.0, 1.0)]
+    assert [row["line"] for row in found["rejected"]] == [3]
+    assert run(["schema", "calibrate"]) == 0
+    schema = json.loads(capsys.readouterr().out)
+    jsonschema.Draft202012Validator.check_schema(schema)
+    jsonschema.Draft202012Validator(schema).validate(found)
+    [row] = found["calibration"]
+    for broken in ({**found, "calibration": [{**row, "about": "harm"}]}, {**found, "more": 1},
+                   {**found, "calibration": [{**row, "n": float("nan")}]}):
+        with pytest.raises(ValueError, match="the calibration breaks its schema"):
+            valid(broken)
 
 
 @pytest.mark.skipif(not XSTEST.is_dir(), reason="no shared/data beside the checkout")
