@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from saferestore.core.config import RestoreConfig
-from saferestore.core.data.records import Message, Record
+from saferestore.core.data.records import Message, Record, groups_of
 from saferestore.core.data.selection import Selection, Source, sample, select
 from saferestore.core.errors import UsageError
 
@@ -51,6 +51,19 @@ def named(rows: Iterable[Record], kind: str) -> list[Record]:
 def source(rows: Selection, name: str) -> Source:
     [found] = [each for each in rows.sources if each.name == name]
     return found
+
+
+def test_rows_of_two_files_that_number_them_alike_are_independent(tmp_path: Path) -> None:
+    """Equal rows, and wordings of one subject, are not, whatever their ids."""
+    numbered = [write_rows(tmp_path / f"{name}.jsonl", [{"id": i, "prompt": f"{name} {i}"} for i in range(12)])
+                for name in "ab"]
+    rows = chosen({"harmful": tuple(numbered), "benign": tuple(numbered)}, held_out_rows=50, fit_rows=50)
+    measured = [*rows.held_out["harmful"], *rows.held_out["benign"]]
+    assert len({row.id for row in measured}) < len(set(groups_of(measured))) == len({row.prompt for row in measured})
+    two = [Record("1", (Message("user", text),), group=group) for text, group in (("p", None), ("p", None), ("q", "g"),
+                                                                                 ("r", "g"), ("s", None))]
+    assert [groups_of(two).index(group) for group in groups_of(two)] == [0, 0, 2, 2, 4]
+    assert {row.prompt for row in sample(two, 3, 0)} in ({"p", "q", "s"}, {"p", "r", "s"})
 
 
 def test_sizes_are_those_asked_for(files: dict[str, tuple[str, ...]]) -> None:
