@@ -10,8 +10,8 @@ import torch
 from saferestore.core.checkpoint.session import LiveModel, read_params, write_params
 from saferestore.core.curvature import hessian as module
 from saferestore.core.curvature.hessian import EXACT, WAYS, Hessian, choose_way, graph_bytes
-from saferestore.core.losses import Loss, cross_entropy, kl_divergence, log_probabilities
-from saferestore.core.params import axpy, norm, zeros
+from saferestore.core.losses import Loss, cross_entropy, gradient, kl_divergence, log_probabilities
+from saferestore.core.params import Params, axpy, norm, zeros
 from torch import Tensor, nn
 
 from .. import dense
@@ -65,6 +65,29 @@ def test_a_difference_of_gradients_comes_close() -> None:
         along = {name: tensor * scale for name, tensor in v.items()}
         found = Hessian(live, [cross_entropy("ce", ragged_batches())], way="difference").matvec(along)
         assert dense.relative_error(dense.flat(found), reference(live) @ dense.flat(along)) < 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_difference_is_taken_where_neither_rounding_nor_the_third_derivative_is_much(dtype: torch.dtype) -> None:
+    """Of steps from 1e-7 to 1e-1, four to a power of ten, none does much better."""
+    live, losses = live_model(dtype=dtype), [cross_entropy("ce", ragged_batches())]
+    wanted = reference(live_model())
+    for seed in range(3):
+        v = vector_like(live.leaves, seed=seed)
+        exact = wanted @ dense.flat(v).double()
+        point = read_params(live)
+
+        def error(step: float, v: Params = v, exact: Tensor = exact, point: Params = point) -> float:
+            ends = []
+            for sign in (1, -1):
+                write_params(live, axpy(sign * step / norm(v), v, point))
+                ends.append(dense.flat(gradient(live, losses[0])[1]).double())
+            write_params(live, point)
+            return dense.relative_error((ends[0] - ends[1]) / (2 * step / norm(v)), exact)
+
+        best = min(error(10 ** (power / 4)) for power in range(-28, -3))
+        found = dense.flat(Hessian(live, losses, way="difference").matvec(v)).double()
+        assert dense.relative_error(found, exact) < 8 * best
 
 
 def test_a_difference_leaves_the_model_where_it_was() -> None:

@@ -33,14 +33,15 @@ def gradients(start: Params, count: int) -> list[Params]:
     return [vector_like(start, seed=seed) for seed in range(count)]
 
 
-def test_adamw_is_torchs_with_a_rate_that_rises_over_a_tenth_of_the_updates() -> None:
-    given = setting(20)
+@pytest.mark.parametrize(("updates", "rising"), [(20, 2), (11, 2), (5, 1), (40, 4)])
+def test_adamw_is_torchs_with_a_rate_that_rises_over_a_tenth_of_the_updates(updates: int, rising: int) -> None:
+    given = setting(updates)
     step, here = adamw(given), given.start
     theirs = {name: t.clone().requires_grad_() for name, t in given.start.items()}
     torchs = torch.optim.AdamW(theirs.values(), lr=1.0, weight_decay=0.0)
     for number, g in enumerate(gradients(given.start, 5)):
         here = axpy(1.0, step(g, 0.1), here)
-        torchs.param_groups[0]["lr"] = 0.1 * min(1.0, (number + 1) / 2)
+        torchs.param_groups[0]["lr"] = 0.1 * min(1.0, (number + 1) / rising)
         for name, t in theirs.items():
             t.grad = g[name]
         torchs.step()
