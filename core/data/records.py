@@ -45,8 +45,11 @@ class Record:
 
 
 def groups_of(records: Sequence[Record]) -> list[str]:
-    """Return the group of each record, its own id where it has none: rows of one group are no independent evidence."""
-    return [record.group or record.id for record in records]
+    """Return the group of each record, its conversation's digest where it has none.
+
+    Rows of one group are no independent evidence. An id is none: several files count their rows from 1.
+    """
+    return [record.group or conversation_digest(record.messages) for record in records]
 
 
 @dataclass(frozen=True)

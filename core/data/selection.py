@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from ..config import RestoreConfig
 from ..errors import UsageError
 from .readers import ReadResult, read_records
-from .records import Record
+from .records import Record, groups_of
 from .split import Split, split
 
 Warnings = tuple[tuple[str, str], ...]
@@ -84,9 +84,9 @@ def sample(records: Sequence[Record], count: int, seed: int) -> tuple[Record, ..
     order = sorted(records, key=lambda r: hashlib.sha256(f"{seed}\n{r.id}".encode()).hexdigest())
     taken: Counter[str] = Counter()
     ranked = []
-    for record in order:
-        ranked.append((taken[record.group or record.id], record))
-        taken[record.group or record.id] += 1
+    for record, group in zip(order, groups_of(order), strict=True):
+        ranked.append((taken[group], record))
+        taken[group] += 1
     chosen = {id(record) for _, record in sorted(ranked, key=lambda pair: pair[0])[:count]}
     return tuple(record for record in records if id(record) in chosen)
 

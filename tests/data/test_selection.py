@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from saferestore.core.config import RestoreConfig
-from saferestore.core.data.records import Message, Record
+from saferestore.core.data.records import Message, Record, groups_of
 from saferestore.core.data.selection import Selection, Source, sample, select
 from saferestore.core.errors import UsageError
 
@@ -180,3 +180,16 @@ def test_a_second_wording_of_a_subject_is_taken_only_when_every_subject_has_one(
         counts = Counter(record.group for record in sample(records, 25, seed))
         assert sorted(counts.values()) == [2] * 5 + [3] * 5
     assert sample(records, 100, 0) == tuple(records)
+
+
+def test_files_that_count_their_rows_alike_are_sampled_alike() -> None:
+    files = [[Record(str(i), (Message("user", f"{name} {i}"),)) for i in range(40)] for name in ("one", "other")]
+    counts = Counter(record.prompt.partition(" ")[0] for record in sample([*files[0], *files[1]], 40, seed=0))
+    assert counts == {"one": 20, "other": 20}
+
+
+def test_prompts_of_one_id_are_no_variants_but_one_prompt_under_two_ids_is() -> None:
+    records = [Record(name, (Message("user", text),), group=group) for name, text, group in (
+        ("1", "a", None), ("1", "b", None), ("2", "a", None), ("1", "c", "1"), ("3", "d", "1"))]
+    first, second, again, *grouped = groups_of(records)
+    assert first == again != second and grouped == ["1", "1"]
