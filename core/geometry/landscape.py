@@ -55,8 +55,8 @@ class Landscape:
         centre: Losses at its own weights, a slice of one point.
         plane: Losses on the plane of the first two directions.
         fan: Losses at a step either way along further directions, axes (direction, step).
-        scores: Rows of its Fisher matrix in the shared subspace.
-        again: The same with other labels drawn, for the base: how alike a model is to itself.
+        scores: Rows of its Fisher matrix in the shared subspace; labels of the base and of the others are drawn apart.
+        again: The same of the base with the labels' draws of the others: how alike a model is to itself.
         shares: Share of each gradient in the task's leading curvature; None where it was not asked for.
     """
 
@@ -76,7 +76,8 @@ def measure(model: nn.Module, plan: Plan, name: str, *, again: bool = False, sha
         model: In evaluation mode, plain or under PEFT; it is the same afterwards.
         plan: What to measure.
         name: Of the model, for progress.
-        again: Draw labels a second time.
+        again: Whether it is the base: labels are drawn for it, and a second time as for all others. Drawn as for the
+            base, theirs would mostly be its own, and alike by that alone.
         shares: Measure gradients, too.
         progress: Told of every stage.
 
@@ -90,10 +91,10 @@ def measure(model: nn.Module, plan: Plan, name: str, *, again: bool = False, sha
     plane = take_slice(model, lines, (steps, steps), plan.rows, stage=f"landscape of {name}", progress=progress)
     fan = _fan(model, plan, name, progress)
     with in_subspace(model, plan.shapes, rank=plan.rank, seed=plan.seed) as live:
-        scores = fisher_rows(live, plan.rows.batches, draws=plan.draws, seed=plan.seed)
-        second = fisher_rows(live, plan.rows.batches, draws=plan.draws, seed=plan.seed + 1) if again else None
+        scores, *second = (fisher_rows(live, plan.rows.batches, draws=plan.draws, seed=plan.seed + place)
+                           for place in ((0, 1) if again else (1,)))
         found = _shares(live, plan, scores) if shares else None
-    return Landscape(centre, plane, fan, scores, second, found)
+    return Landscape(centre, plane, fan, scores, second[0] if second else None, found)
 
 
 def _fan(model: nn.Module, plan: Plan, name: str, progress: Progress) -> Slice:

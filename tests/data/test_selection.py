@@ -53,19 +53,6 @@ def source(rows: Selection, name: str) -> Source:
     return found
 
 
-def test_rows_of_two_files_that_number_them_alike_are_independent(tmp_path: Path) -> None:
-    """Equal rows, and wordings of one subject, are not, whatever their ids."""
-    numbered = [write_rows(tmp_path / f"{name}.jsonl", [{"id": i, "prompt": f"{name} {i}"} for i in range(12)])
-                for name in "ab"]
-    rows = chosen({"harmful": tuple(numbered), "benign": tuple(numbered)}, held_out_rows=50, fit_rows=50)
-    measured = [*rows.held_out["harmful"], *rows.held_out["benign"]]
-    assert len({row.id for row in measured}) < len(set(groups_of(measured))) == len({row.prompt for row in measured})
-    two = [Record("1", (Message("user", text),), group=group) for text, group in (("p", None), ("p", None), ("q", "g"),
-                                                                                 ("r", "g"), ("s", None))]
-    assert [groups_of(two).index(group) for group in groups_of(two)] == [0, 0, 2, 2, 4]
-    assert {row.prompt for row in sample(two, 3, 0)} in ({"p", "q", "s"}, {"p", "r", "s"})
-
-
 def test_sizes_are_those_asked_for(files: dict[str, tuple[str, ...]]) -> None:
     rows = chosen(files)
     assert len(rows.harmful) == 20 and len(rows.retain) == 30
@@ -193,3 +180,16 @@ def test_a_second_wording_of_a_subject_is_taken_only_when_every_subject_has_one(
         counts = Counter(record.group for record in sample(records, 25, seed))
         assert sorted(counts.values()) == [2] * 5 + [3] * 5
     assert sample(records, 100, 0) == tuple(records)
+
+
+def test_files_that_count_their_rows_alike_are_sampled_alike() -> None:
+    files = [[Record(str(i), (Message("user", f"{name} {i}"),)) for i in range(40)] for name in ("one", "other")]
+    counts = Counter(record.prompt.partition(" ")[0] for record in sample([*files[0], *files[1]], 40, seed=0))
+    assert counts == {"one": 20, "other": 20}
+
+
+def test_prompts_of_one_id_are_no_variants_but_one_prompt_under_two_ids_is() -> None:
+    records = [Record(name, (Message("user", text),), group=group) for name, text, group in (
+        ("1", "a", None), ("1", "b", None), ("2", "a", None), ("1", "c", "1"), ("3", "d", "1"))]
+    first, second, again, *grouped = groups_of(records)
+    assert first == again != second and grouped == ["1", "1"]

@@ -55,3 +55,15 @@ def test_other_labels_are_drawn_the_second_time_and_the_same_by_one_seed(found: 
     assert not torch.allclose(found.scores.blocks[name], found.again.blocks[name])
     np.testing.assert_array_equal(found.fan.sums, again.fan.sums)
     assert not np.allclose(found.fan.sums, _measured(1).fan.sums)
+
+
+def test_a_model_that_is_the_base_is_as_like_it_as_the_base_is_itself(found: Landscape) -> None:
+    assert found.again is not None
+    model = live_model().model
+    plan = Plan(Rows(BATCHES, {"harmful": range(3), "task": range(3, 6)}), (), module_shapes(model), 0, points=3,
+                directions=3, rank=1, draws=2)
+    other = measure(model, plan, "tuned")
+    assert other.again is None
+    for name, block in found.again.blocks.items():
+        assert torch.equal(other.scores.blocks[name], block)
+        assert not torch.allclose(other.scores.blocks[name], found.scores.blocks[name])

@@ -47,7 +47,7 @@ class Knob:
 
     Attributes:
         name: What its paper calls it.
-        weakest: End of the sweep where it does least; an edit does nothing there.
+        weakest: End of the sweep where it does least; a search for the drift budget that ends there makes no edit.
         strongest: The other end.
         logarithmic: Whether the sweep is even in the logarithm.
         tried: Values tried where none is stated, for methods that train; empty: searched by drift.

@@ -14,7 +14,7 @@ from ...params import Params, is_finite
 from ..attribution import Attribution
 from ..controls import strength_at_drift
 from ..trust_region import Cost, Outcome, Step, evaluate
-from .inputs import Applied, Edit, Inputs, Knob
+from .inputs import Applied, Edit, Edited, Inputs, Knob
 from .train import Path, Recipe, trained, within_budget
 from .weights import start_of
 
@@ -39,7 +39,7 @@ def by_edit(make: Make) -> Run:
         share = None if stated is not None else strength_at_drift(drift_at, inputs.max_drift, largest=1.0)
         value = knob.at(share) if share is not None else stated
         assert value is not None
-        found = edit(value)
+        found = edit(value) if share != 0 else Edited(start)  # even its weakest value may drift too far
         if not is_finite(found.params):
             raise NumericalError(f"parameters are not finite at {knob.name} = {value:g}",
                                  hint="give another --strength")

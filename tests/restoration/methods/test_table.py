@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ import pytest
 import torch
 from saferestore.core.checkpoint.session import LiveModel, read_params
 from saferestore.core.config import NEED_UNALIGNED, PUBLISHED
+from saferestore.core.data.batches import Row, make_batches
 from saferestore.core.errors import NumericalError, UsageError
+from saferestore.core.losses import kl_divergence, log_probabilities
 from saferestore.core.report.rows import STOPPED
 from saferestore.core.restoration.methods import requirements
 from saferestore.core.restoration.methods.inputs import Applied, Edited, Inputs, Knob
@@ -112,6 +115,23 @@ def test_a_budget_of_almost_nothing_leaves_almost_nothing_or_says_no_change(tmp_
     for name in PUBLISHED:
         outcome = apply(name, given_for(tmp_path / name, max_drift=1e-30, max_passes=1)).outcome
         assert outcome.point.drift <= 1e-12, name
+
+
+def test_an_edit_that_keeps_the_budget_at_no_value_is_not_made() -> None:
+    """A model that is certain of its own answers: every entry matters ten thousand times more for harmful ones."""
+    live = live_model()
+    head = next(p for name, p in live.model.named_parameters() if "lm_head" in name)
+    head.data *= 30
+    with torch.no_grad():
+        own = [Row(i, (3 + i, 7), (int(live.model(input_ids=torch.tensor([[3 + i, 7]])).logits[0, -1].argmax()),))
+               for i in range(4)]
+    retain = make_batches(own, batch_size=2, pad_id=0)
+    given = inputs(live, max_drift=0.001)
+    drift = kl_divergence("drift", retain, log_probabilities(live.model, retain).__getitem__)
+    given = replace(given, problem=replace(given.problem, drift=drift))
+    found = apply("ssd", given).outcome
+    assert (found.point.drift, found.stopped_because) == (0, "no_change")
+    assert apply("ssd", given, METHODS["ssd"].knob.weakest).outcome.point.drift > 0.1
 
 
 @pytest.mark.parametrize(("budget", "why"), [(1e-4, "drift_budget_spent"), (1e6, "max_steps")])
