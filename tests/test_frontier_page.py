@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scipy import stats
 
 sys.path.append(str(Path(__file__).parents[1] / "docs" / "benchmarks"))
 
@@ -92,6 +93,16 @@ def test_runs_are_known_by_their_place_among_those_of_a_budget() -> None:
             for budget, passes in ((0.003, 12), (0.01, 11), (0.01, 3), (0.01, 6), (0.01, 16))]
     assert [frontier_page.asked_passes(rows, each) for each in rows] == [12, 12, 3, 6, 24]
     assert frontier_page.asked_passes(rows, rows[0] | {"passes": 0}) == 0
+
+
+def test_a_rate_is_as_sure_as_the_models_are_alike_and_no_surer_than_all_answers() -> None:
+    assert frontier_page.rate([row("a", 30)], "harm") == "30.0 (21.9-39.6)"
+    assert frontier_page.rate([row("a", 30), row("a", 30)], "harm") == "30.0 (24.1-36.7)"  # Wilson at n 200
+    half = float(stats.t.ppf(0.975, 2)) * 10 / 3**0.5  # shares of 20, 30, 40, whose standard deviation is 10
+    told = f"30.0 ({30 - half:.1f}-{30 + half:.1f})"
+    assert frontier_page.rate([row("a", harm) for harm in (20, 40, 30)], "harm") == told
+    assert frontier_page.rate([row("a", 0), row("a", 100)], "harm") == "50.0 (0.0-100.0)"
+    assert frontier_page.rate([], "harm") == "-"
 
 
 def test_paired_differences_have_students_interval() -> None:

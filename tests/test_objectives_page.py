@@ -31,7 +31,7 @@ def test_areas_are_means_over_complete_pairs_and_rates_are_pooled() -> None:
     other = harm | {"anchor-ekfac": 40, "match-ekfac": 90}
     text = objectives.page([*rows_of(1, harm), *rows_of(3, other), *rows_of(0, {"anchor-ekfac": 99})], "abc")
     half = 12.7062 * 0.05  # t with 1 degree of freedom
-    assert "| `anchor` | 0.300 | - | 30.0 (24.1-36.7) | 2.0 (0.8-5.0) |" in text and "| 0.0010 |" in text
+    assert "| `anchor` | 0.300 | - | 30.0 (0.0-100.0) | 2.0 (0.0-14.7) |" in text and "| 0.0010 |" in text
     assert f"| `match` | 0.750 | +0.450 ({0.45 - half:+.3f} to {0.45 + half:+.3f}) | 75.0 (" in text
     assert "| nothing | - | - | 100.0 (" in text and "abc" in text
     assert "chosen: llama, mixed, adapter, 1; llama, mixed, adapter, 3." in text

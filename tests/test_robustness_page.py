@@ -67,4 +67,5 @@ def test_the_page_says_what_its_rows_say() -> None:
     assert ("4 harmful rows until harm is back: `anchor-ekfac` 4 in the median; less `base`, -, less `refusal-sft`, "
             "-21.000") in page
     (line,) = [line for line in page.splitlines() if line.startswith("| `refusal-sft`")]
-    assert line.split(" | ")[1] == "2" and line.endswith("| 25 | 25 |") and " 44.0 (37.3-50.9) " in line
+    assert line.split(" | ")[1] == "2" and line.endswith("| 25 | 25 |")
+    assert " 44.0 (0.0-94.8) " in line  # 40 and 48 of a hundred: t of one degree of freedom

@@ -34,6 +34,7 @@ mpl.use("svg")
 from matplotlib import pyplot
 from saferestore.core.config import RestoreConfig
 from saferestore.core.evaluation.intervals import wilson
+from scipy import stats
 
 DRAWN = {"anchor-ekfac": "#b2182b", "anchor-identity": "#ef8a62",
          "anchor-diagonal": "#f4a6c1", "anchor-fisher-before": "#762a83", "refusal-sft": "#2166ac",
@@ -111,9 +112,9 @@ engine is better) over the pairs of a line, with Student's t 95% interval.
 
 ## At a budget of 0.01 nats per token on the fit rows
 
-Pairs fine-tuned on harmful rows (`mixed` and `pure`), together, with Wilson 95% intervals, which treat the answers of
-one model as independent. A method that ran on fewer than nine tenths of them is shown on those that it ran on, the
-others on those that all of these ran on; the picture is of the same pairs.
+Pairs fine-tuned on harmful rows (`mixed` and `pure`), together, with 95% intervals, the wider of Student's over models
+(that models share a base is not in it) and Wilson's of all answers. A method that ran on fewer than nine tenths of
+them is shown on those that it ran on, the others on those that all of these ran on; the picture is of the same pairs.
 "passes" are gradient passes and curvature products of the run that is shown, in brackets those of all values tried.
 
 {main}
@@ -348,12 +349,19 @@ def pooled(rows: Sequence[Row], key: str) -> float:
 
 
 def rate(rows: Sequence[Row], key: str) -> str:
-    """Return a pooled rate with its interval, in percent."""
+    """Return the mean rate of models that were asked as many prompts each, in percent.
+
+    Its interval is Student's over models, since answers of one model are alike, and at least Wilson's of all answers.
+    """
     known = [row[key] for row in rows if key in row and row[key][1]]
     if not known:
         return "-"
     found = wilson(sum(hits for hits, _ in known), sum(count for _, count in known))
-    return f"{100 * found.value:.1f} ({100 * found.ci_low:.1f}-{100 * found.ci_high:.1f})"
+    half = 0.0
+    if len(known) > 1:
+        half = float(stats.t.ppf(0.975, len(known) - 1) * stats.sem([hits / count for hits, count in known]))
+    low, high = max(0.0, min(found.ci_low, found.value - half)), min(1.0, max(found.ci_high, found.value + half))
+    return f"{100 * found.value:.1f} ({100 * low:.1f}-{100 * high:.1f})"
 
 
 def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

@@ -57,9 +57,9 @@ forward passes alone. **It is not in the program.** The factors and the rule wer
 [frontier.md](frontier.md) (gpt2, drift, full, 0; qwen2, drift, full, 1; gpt2, drift, adapter, 2; llama, drift, full,
 2; llama, mixed, adapter, 1; gpt2, mixed, full, 2; qwen2, pure, full, 2). Run on {pairs}; nothing was chosen on these.
 48 harmful and 72 retain rows; all below is held-out: areas under the frontier over budgets of 0.001 to 0.03 (lower is
-better), less our steps alone in pairs with Student's t 95% intervals; rates at a budget of {budget}, pooled, with
-Wilson 95% intervals, which treat the answers of one model as independent. Single results: `further.jsonl`; commit
-{commit}, torch {torch}, one thread.
+better), less our steps alone in pairs with Student's t 95% intervals; rates at a budget of {budget} are
+means over models, with 95% intervals, the wider of Student's over models and Wilson's of all answers. Single results:
+`further.jsonl`; commit {commit}, torch {torch}, one thread.
 
 {table}
 """

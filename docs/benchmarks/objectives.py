@@ -37,7 +37,8 @@ PAGE = """# Which safety objective
 of them, by the default engine (`{engine}`) on pairs of [frontier.md](frontier.md) by which nothing was chosen: {pairs}.
 48 harmful and 72 retain rows, 12 passes; all is held-out. Areas under the frontier (lower is better, 1 is nothing done)
 are compared in pairs, with Student's t 95% intervals; rates at a budget of {budget} nats per token on the fit rows are
-pooled, with Wilson 95% intervals, which treat the answers of one model as independent. `nothing` is the tuned model.
+means over models, with 95% intervals, the wider of Student's over models and Wilson's of all answers. `nothing` is the
+tuned model.
 Single results: `objectives.jsonl`; commit {commit}, torch {torch}, one thread.
 
 {table}

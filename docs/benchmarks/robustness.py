@@ -72,8 +72,8 @@ is the worst of two frames ({frames}); "one shot" is task accuracy with one solv
 (pairs of `pure` have no task); "4 bits" rounds all linear weights; "relearn 4, 16" is the median number of AdamW steps
 (rate {rate:g}) on so many harmful rows until half of {probes} unseen requests are answered again, looked at every
 {every} steps ({never}: not within {steps}; 0: they were answered before). The base is measured on the adapters' pairs.
-With {fit} fit rows `refusal-sft-100` is `refusal-sft`. Wilson 95% intervals treat the answers of one model as
-independent. Single results: `robustness.jsonl`; commit {commit}, torch {torch}, one thread.
+With {fit} fit rows `refusal-sft-100` is `refusal-sft`. 95% intervals are the wider of Student's over models and
+Wilson's of all answers. Single results: `robustness.jsonl`; commit {commit}, torch {torch}, one thread.
 
 ## What came of it
 
