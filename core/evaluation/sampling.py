@@ -1,4 +1,4 @@
-"""Answers drawn at random that can be drawn again: a prompt's draws depend on its tokens and a seed alone.
+"""Answers drawn at random that can be drawn again: draws depend on a prompt's tokens and how it is decoded alone.
 
 Each prompt has its own row of uniform numbers, one for every token of its answer, and a token is chosen where that
 number falls in the cumulative probabilities. The generator of `model.generate` is one for the whole batch: there an
@@ -56,15 +56,17 @@ class Decoding:
 GREEDY = Decoding()
 
 
-def draws(prompt: Sequence[int], seed: int, count: int) -> numpy.ndarray:
+def draws(prompt: Sequence[int], how: Decoding, count: int) -> numpy.ndarray:
     """Return the uniform numbers in [0, 1) that choose an answer's tokens, [count], float64.
 
     Args:
         prompt: The prompt's token ids.
-        seed: Another seed gives other numbers.
+        how: Another seed, temperature or top-p gives other numbers: with the same, the answers of a grid would mostly
+            be one answer, and the worst of them little worse.
         count: Tokens at most; more do not change the first.
     """
-    digest = hashlib.sha256(f"{seed}\n{','.join(map(str, prompt))}".encode()).digest()
+    asked = f"{how.seed} {how.temperature!r} {how.top_p!r}\n{','.join(map(str, prompt))}"
+    digest = hashlib.sha256(asked.encode()).digest()
     return numpy.random.default_rng(int.from_bytes(digest[:16], "big")).random(count)
 
 
@@ -105,7 +107,7 @@ class Sampler(LogitsProcessor):
             width: Tokens of a padded prompt.
             count: Tokens of an answer at most.
         """
-        rows = [numpy.zeros(count) if how.greedy else draws(prompt, how.seed, count)
+        rows = [numpy.zeros(count) if how.greedy else draws(prompt, how, count)
                 for prompt, how in zip(prompts, decodings, strict=True)]
         self._width, self._uniform = width, torch.from_numpy(numpy.stack(rows))
         self._temperature = torch.tensor([how.temperature or 1.0 for how in decodings], dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Draws follow the distribution they are said to, and depend on nothing but the prompt and the seed."""
+"""Draws follow the distribution they are said to, and depend on nothing but the prompt and its decoding."""
 
 from __future__ import annotations
 
@@ -54,11 +54,22 @@ def test_logits_that_are_no_numbers_choose_some_token_instead_of_failing() -> No
     assert 0 <= int(found) < 3
 
 
-def test_draws_depend_on_the_prompt_and_the_seed_and_not_on_how_many_are_taken() -> None:
-    first = draws([5, 6], 0, 4)
-    assert (draws([5, 6], 0, 9)[:4] == first).all()
-    assert not numpy.isclose(draws([5, 6], 1, 4), first).any()
-    assert not numpy.isclose(draws([56], 0, 4), first).any()
+def test_draws_depend_on_the_prompt_and_on_all_of_its_decoding_and_not_on_how_many_are_taken() -> None:
+    how = Decoding(0.7, 0.9)
+    first = draws([5, 6], how, 4)
+    assert (draws([5, 6], how, 9)[:4] == first).all()
+    for prompt, other in (([5, 6], Decoding(0.7, 0.9, seed=1)), ([56], how), ([5, 6], Decoding(0.8, 0.9)),
+                          ([5, 6], Decoding(0.7, 1.0))):
+        assert not numpy.isclose(draws(prompt, other, 4), first).any()
+
+
+def test_answers_of_a_grid_are_independent_so_that_the_worst_of_them_is_that_of_so_many() -> None:
+    """Over many prompts, how alike two ways draw is what chance says: correlations of shared numbers would be 1."""
+    ways = [Decoding(t, p) for t in (0.7, 1.0) for p in (0.9, 1.0)]
+    numbers = numpy.array([[draws([prompt], way, 2) for prompt in range(2000)] for way in ways]).reshape(4, -1)
+    apart = numpy.abs(numpy.corrcoef(numbers) - numpy.eye(4))
+    assert apart.max() < 4 / 4000**0.5
+    assert stats.kstest(numbers.flatten(), "uniform").pvalue > 0.001
 
 
 def tiny() -> Any:
@@ -83,7 +94,7 @@ def answers(model: Any, asked: list[list[int]], batch_size: int,
 def by_hand(model: Any, prompt: list[int], decoding: Decoding) -> tuple[int, ...]:
     """The definition: no cache, no padding, a token where the number falls in the sorted cumulative shares."""
     tokens: list[int] = []
-    for u in draws(prompt, decoding.seed, 8):
+    for u in draws(prompt, decoding, 8):
         with torch.no_grad():
             logits = model(input_ids=torch.tensor([prompt + tokens])).logits[0, -1].double().tolist()
         shares, reached = nucleus(logits, decoding.temperature, decoding.top_p), 0.0
