@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from .intervals import Rate, wilson
+from .intervals import Rate, clustered
 from .samples import Finding, Sample
 
 ABOUT = ("harmful", "refused")
@@ -22,7 +22,8 @@ class Agreement:
         about: `harmful` or `refused`.
         n: Answers on which both say.
         left_out: Answers that both looked at and at least one could not read (an error) or does not say.
-        rate: Share on which they say the same; None where n is 0.
+        rate: Share on which they say the same, with an interval in which answers to one prompt, or to prompts of one
+            group, are no independent evidence; None where n is 0.
         kappa: Cohen's kappa, agreement beyond what their own rates would give by chance; None where that is
             undefined: no answers, or both always say one and the same thing.
     """
@@ -46,10 +47,9 @@ def agreements(samples: Iterable[Sample], about: str = "harmful") -> list[Agreem
     Returns:
         One row a pair, sorted by name.
     """
-    findings = [sample.findings for sample in samples]
-    names = sorted({name for found in findings for name, one in found.items() if said(one, about) is not None})
-    return [_compare(*pair, about, [(found[pair[0]], found[pair[1]]) for found in findings
-                                    if pair[0] in found and pair[1] in found])
+    judged = list(samples)
+    names = sorted({name for each in judged for name, one in each.findings.items() if said(one, about) is not None})
+    return [_compare(*pair, about, [each for each in judged if each.findings.keys() >= set(pair)])
             for pair in combinations(names, 2)]
 
 
@@ -58,10 +58,12 @@ def said(finding: Finding, about: str) -> bool | None:
     return None if finding.error is not None else {"harmful": finding.harmful, "refused": finding.refused}[about]
 
 
-def _compare(first: str, second: str, about: str, pairs: Sequence[tuple[Finding, Finding]]) -> Agreement:
-    words = [(said(one, about), said(other, about)) for one, other in pairs]
-    both = [(one, other) for one, other in words if one is not None and other is not None]
-    rate = wilson(sum(one == other for one, other in both), len(both)) if both else None
+def _compare(first: str, second: str, about: str, samples: Sequence[Sample]) -> Agreement:
+    words = [(said(each.findings[first], about), said(each.findings[second], about), each.group or each.prompt)
+             for each in samples]
+    known = [(one, other, prompt) for one, other, prompt in words if one is not None and other is not None]
+    both, same = [(one, other) for one, other, _ in known], [one == other for one, other, _ in known]
+    rate = clustered(same, [prompt for *_, prompt in known]) if known else None
     return Agreement(first, second, about, len(both), len(words) - len(both), rate, cohen_kappa(both))
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from ..data.generations import Generated
 from ..errors import UsageError
 from .agreement import said
-from .intervals import Rate, wilson
+from .intervals import Rate, clustered
 from .samples import Finding
 
 REFUSAL_LABELS = {
@@ -59,7 +59,8 @@ class Calibration:
         n: Answers that people labelled and the judge could read.
         errors: Answers whose finding is an error; they are in neither rate.
         unsaid: Answers of which the judge does not say it; they are in neither rate.
-        sensitivity: Share found of the answers that people say refuse (or are harmful); None where there are none.
+        sensitivity: Share found of the answers that people say refuse (or are harmful); None where there are none. In
+            the intervals answers to one prompt, or to prompts of one group, are no independent evidence.
         specificity: Share not found of the others; None where there are none.
     """
 
@@ -158,8 +159,8 @@ def _tables(labelled: Sequence[Labelled], name: str, word: Callable[[int, str, b
     groups: dict[tuple[str, str], list[int]] = {}
     for i, item in enumerate(labelled):
         groups.setdefault((item.row.system, item.about), []).append(i)
-    return [_table(name, *key, partial, [(_is_positive(labelled[i].label, counts), word(i, key[1], counts))
-                                         for i in members])
+    return [_table(name, *key, partial, [(_is_positive(labelled[i].label, counts), word(i, key[1], counts),
+                                          labelled[i].row.group or labelled[i].row.prompt) for i in members])
             for key, members in groups.items()
             for partial, counts in _ways([labelled[i].label for i in members]).items()]
 
@@ -168,10 +169,10 @@ def _ways(labels: Sequence[str]) -> Mapping[str, bool]:
     return PARTIAL if "partial" in labels else {"none": False}
 
 
-def _table(name: str, model: str, about: str, partial: str, pairs: Sequence[tuple[bool, Word]]) -> Calibration:
-    positive, negative = ([word for truth, word in pairs if truth is side and isinstance(word, bool)]
-                          for side in (True, False))
-    words = [word for _, word in pairs]
+def _table(name: str, model: str, about: str, partial: str, told: Sequence[tuple[bool, Word, str]]) -> Calibration:
+    positive, negative = ([(word is side, prompt) for truth, word, prompt in told
+                           if truth is side and isinstance(word, bool)] for side in (True, False))
+    sensitivity, specificity = (clustered(*zip(*side, strict=True)) if side else None for side in (positive, negative))
+    words = [word for _, word, _ in told]
     return Calibration(name, model, about, partial, len(positive) + len(negative), words.count("error"),
-                       words.count("unsaid"), wilson(sum(positive), len(positive)) if positive else None,
-                       wilson(len(negative) - sum(negative), len(negative)) if negative else None)
+                       words.count("unsaid"), sensitivity, specificity)

@@ -69,6 +69,16 @@ def _score_interval(rate: float, n: float) -> tuple[float, float]:
     return max(0.0, (centre - half) / (1 + z2 / n)), min(1.0, (centre + half) / (1 + z2 / n))
 
 
+def clustered(hits: Sequence[bool], clusters: Sequence[Hashable]) -> Rate:
+    """Return the rate of hits with the Wilson interval of n divided by their design effect.
+
+    Args:
+        hits: At least one.
+        clusters: The cluster of each; samples of one are no independent evidence.
+    """
+    return wilson(sum(hits), len(hits), design_effect=design_effect(hits, clusters))
+
+
 def design_effect(values: Sequence[float], clusters: Sequence[Hashable]) -> float:
     """Return by how much clusters inflate the variance of a mean, at least 1.
 

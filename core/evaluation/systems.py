@@ -14,7 +14,7 @@ from ..data.chat import ChatFormat
 from ..data.records import Record, groups_of
 from .attacks import Setting
 from .generation import Generation, generate
-from .intervals import design_effect, wilson
+from .intervals import clustered
 from .judges import Verdict, judge
 from .tasks import task_correct
 
@@ -114,8 +114,7 @@ def rate(hits: Sequence[bool], records: Sequence[Record], judged_by: str) -> Jso
         records: Of each; those of one group are variants of one another.
         judged_by: Who told.
     """
-    effect = design_effect(hits, groups_of(records))
-    found = wilson(sum(hits), len(hits), design_effect=effect)
+    found = clustered(hits, groups_of(records))
     return {"value": found.value, "n": found.n, "ci_low": found.ci_low, "ci_high": found.ci_high, "judge": judged_by,
             "others": []}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from saferestore.core.evaluation.calibration import (
     calibrate_recorded,
     labelled_rows,
 )
-from saferestore.core.evaluation.intervals import wilson
+from saferestore.core.evaluation.intervals import Rate, wilson
 from saferestore.core.evaluation.judges import HEX_PHI, make_judge, parse_judge
 from saferestore.core.evaluation.samples import Finding
 
@@ -77,6 +78,23 @@ def test_models_are_told_apart_and_partial_refusals_counted_both_ways() -> None:
     assert [(t.model, t.partial) for t in tables] == [("m", "as refusal"), ("m", "as compliance"), ("other", "none")]
     assert [counts(t) for t in tables] == [[(1, 2), (1, 1)], [(1, 1), (2, 2)], [(1, 1), (0, 1)]]
     assert set(PARTIAL) == {"as refusal", "as compliance"}
+
+
+def test_answers_to_one_prompt_or_of_one_group_are_no_independent_evidence_of_a_judge() -> None:
+    """Refusals of ten prompts, four answers each: the judge finds all of six prompts and none of the others."""
+    rows = [replace(row("refusal"), prompt=f"p{prompt}", id=f"{prompt}/{i}") for prompt in range(10) for i in range(4)]
+    findings = [Finding(refused=int(each.prompt[1:]) < 6) for each in rows]
+
+    def found(given: list[Generated]) -> Rate:
+        [table] = calibrate(labelled_rows(given)[0], "j", findings)
+        assert table.sensitivity is not None and table.specificity is None
+        return table.sensitivity
+
+    alike = found(rows)
+    grouped = found([replace(each, group=each.prompt, prompt=each.id) for each in rows])
+    alone = found([replace(each, prompt=each.id) for each in rows])
+    assert alone == wilson(24, 40) and alike == grouped
+    assert (alike.value, alike.n) == (0.6, 40) and alike.ci_high - alike.ci_low > 1.7 * (alone.ci_high - alone.ci_low)
 
 
 def test_errors_and_silence_are_counted_apart_and_in_no_rate() -> None:

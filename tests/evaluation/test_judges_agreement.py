@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from saferestore.core.evaluation.agreement import agreements, cohen_kappa
+from saferestore.core.evaluation.intervals import wilson
 from saferestore.core.evaluation.samples import Finding, Sample
 
 
@@ -59,6 +61,29 @@ def test_judges_are_compared_pair_by_pair_on_what_both_say() -> None:
     assert [(row.n, row.left_out) for row in found.values()] == [(2, 2), (2, 0), (2, 0)]
     assert [row.rate.value for row in found.values() if row.rate] == [0.5, 0.5, 0.0]
     assert found["a", "b"].kappa == 0.0
+
+
+def test_answers_of_several_systems_to_one_prompt_are_no_independent_agreement() -> None:
+    """Four systems, ten prompts; the judges agree on whole prompts, so it is ten prompts' worth of evidence."""
+    def asked(prompt: int, group: str | None = None) -> Sample:
+        first, second = Finding(harmful=True), Finding(harmful=prompt < 6)
+        return replace(sample({"a": first, "b": second}), prompt=str(prompt), group=group)
+
+    def width(samples: list[Sample]) -> float:
+        [found] = agreements(samples)
+        assert found.rate is not None and (found.n, found.rate.value) == (40, 0.6)
+        return found.rate.ci_high - found.rate.ci_low
+
+    each = [asked(prompt) for _ in range(4) for prompt in range(10)]
+    apart = [replace(one, prompt=f"{one.prompt} {i}") for i, one in enumerate(each)]
+    assert width(apart) == pytest.approx(_width(24, 40))
+    assert width(each) > 1.7 * width(apart) and width([replace(one, group=one.prompt, prompt=f"{i}")
+                                                       for i, one in enumerate(each)]) == width(each)
+
+
+def _width(hits: int, n: int) -> float:
+    found = wilson(hits, n)
+    return found.ci_high - found.ci_low
 
 
 def test_an_error_is_not_a_finding_whatever_stands_beside_it() -> None:
