@@ -15,6 +15,11 @@ from .records import Message, Record
 # Some templates print today's date or open a reasoning block; the same prompt must be the same tokens
 # tomorrow, and an answer must start within the tokens generated. Templates without these names ignore them.
 FIXED = {"date_string": "01 Jan 2026", "enable_thinking": False}
+NEW_YEAR = {"%Y": "2026", "%y": "26", "%B": "January", "%b": "Jan", "%m": "01", "%-m": "1", "%d": "01", "%-d": "1",
+            "%A": "Thursday", "%a": "Thu", "%H": "00", "%I": "12", "%p": "AM", "%M": "00", "%S": "00"}
+CLOCK = ("{% macro strftime_now(form) %}{{ form" + "".join(f" | replace('{code}', '{text}')"
+                                                           for code, text in NEW_YEAR.items()) + " }}{% endmacro %}\n")
+"""The same date for templates that ask the clock: transformers passes words and numbers on, but no function."""
 TEMPLATE_HINT = "give --chat-template none to prompt without one, or --chat-template FILE"
 
 
@@ -87,11 +92,16 @@ class ChatFormat:
         if self.template is None:
             return "".join(turn["content"] + "\n" for turn in turns)
         try:
-            return str(self.tokenizer.apply_chat_template(turns, chat_template=self.template, tokenize=False,
+            return str(self.tokenizer.apply_chat_template(turns, chat_template=undated(self.template), tokenize=False,
                                                           add_generation_prompt=open_turn, **FIXED))
         except jinja2.TemplateError as error:
             raise MismatchError(f"chat template cannot write this conversation - {error}",
                                 hint="leave out --system-prompt, or " + TEMPLATE_HINT) from error
+
+
+def undated(template: str) -> str:
+    """Return a template that writes the same date every day (`FIXED` has the names that it is given beside)."""
+    return CLOCK + template if "strftime_now" in template else template
 
 
 def chat_format(tokenizer: PreTrainedTokenizerBase, template: str = "auto",

@@ -108,6 +108,23 @@ def test_a_date_in_a_template_is_the_same_tomorrow(tokenizer: Tokenizer, questio
     assert tokenizer.decode(ChatFormat(tokenizer, dated).prompt_ids(question)) == "01 Jan 2026"
 
 
+@pytest.mark.parametrize(("form", "expected"), [
+    ("%Y-%m-%d", "2026-01-01"), ("%B %d, %Y", "January 01, 2026"),
+    ("%A, %-d %b %y %H:%M:%S", "Thursday, 1 Jan 26 00:00:00"),
+])
+def test_a_date_that_a_template_takes_from_the_clock_is_the_same_tomorrow(tokenizer: Tokenizer, question: Record,
+                                                                          form: str, expected: str) -> None:
+    dated = ("  {% macro today() %}{{ 'Today is ' + strftime_now('" + form + "') }}{% endmacro %}\n"
+             "{% if strftime_now is defined %}\n{{ today() }}{% endif %}")
+    assert tokenizer.decode(ChatFormat(tokenizer, dated).prompt_ids(question)) == f"Today is {expected}"
+
+
+def test_a_fixed_date_changes_nothing_else_of_a_template(tokenizer: Tokenizer, question: Record) -> None:
+    dated = "\n  {% if true %}\n{{ messages[0].content }}\n{% endif %}\n{# no strftime_now #}"
+    plain = dated.replace("strftime_now", "date")
+    assert ChatFormat(tokenizer, dated).prompt_ids(question) == ChatFormat(tokenizer, plain).prompt_ids(question)
+
+
 def test_padding_falls_back_to_the_end_of_text_and_then_to_zero(tokenizer: Tokenizer) -> None:
     chat = chat_format(tokenizer)
     assert chat.pad_id == tokenizer.convert_tokens_to_ids("<|pad|>")
