@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
@@ -46,6 +47,8 @@ def _first(row: Row, names: Iterable[str]) -> str | None:
     """Return the first of these columns that is there and not empty, as text."""
     for name in names:
         value = row.get(name)
+        if isinstance(value, float) and math.isnan(value):  # what pandas puts where a cell is empty
+            continue
         if isinstance(value, str | int | float) and not isinstance(value, bool) and str(value).strip():
             return str(value).strip()
     return None

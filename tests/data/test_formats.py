@@ -116,6 +116,13 @@ def test_a_system_column_becomes_the_system_turn(tmp_path: Path) -> None:
     assert [(m.role, m.content) for m in record.messages] == [("system", "S"), ("user", "P")]
 
 
+def test_a_cell_that_pandas_left_empty_is_no_text(tmp_path: Path) -> None:
+    row = {"instruction": "I", "input": float("nan"), "output": "O", "id": float("nan")}
+    [record] = read(tmp_path, [row], "alpaca").records
+    assert (record.prompt, record.answer) == ("I", "O")
+    assert record.id != "nan"
+
+
 ARC = {"text": ["x", "y", "z"], "label": ["1", "2", "3"]}
 
 
