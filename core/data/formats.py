@@ -156,9 +156,11 @@ def _turn(turn: object, role: str, content: str) -> Message | Skipped:
 
 
 def _ending_with_user(row: Row, messages: tuple[Message, ...], column: str) -> Record | Skipped:
-    answer = _first(row, ANSWERS)
+    answer, system = _first(row, ANSWERS), _first(row, ("system",))
     if messages[-1].role == "assistant":
         messages, answer = messages[:-1], messages[-1].content
+    if system and messages and messages[0].role != "system":
+        messages = (Message("system", system), *messages)
     if not messages or messages[-1].role != "user":
         return Skipped("no user turn before the answer")
     return _record(row, messages, answer, (column, *ANSWERS))

@@ -111,9 +111,18 @@ def test_an_id_is_the_rows_own_or_depends_on_the_conversation_alone(tmp_path: Pa
     assert ids[1] == ids[2] != ids[3]
 
 
-def test_a_system_column_becomes_the_system_turn(tmp_path: Path) -> None:
-    record = read(tmp_path, [{"prompt": "P", "system": "S"}], "prompt").records[0]
+@pytest.mark.parametrize(("form", "row"), [
+    ("prompt", {"prompt": "P"}), ("chat", {"messages": turns("user:P", "assistant:A")}),
+    ("sharegpt", {"conversations": turns("human:P", "gpt:A", role="from", content="value")}),
+])
+def test_a_system_column_becomes_the_system_turn(tmp_path: Path, form: str, row: dict[str, object]) -> None:
+    record = read(tmp_path, [{**row, "system": "S"}], form).records[0]
     assert [(m.role, m.content) for m in record.messages] == [("system", "S"), ("user", "P")]
+
+
+def test_a_conversation_with_a_system_turn_keeps_its_own(tmp_path: Path) -> None:
+    row = {"messages": turns("system:own", "user:P"), "system": "S"}
+    assert [m.content for m in read(tmp_path, [row], "chat").records[0].messages] == ["own", "P"]
 
 
 def test_a_cell_that_pandas_left_empty_is_no_text(tmp_path: Path) -> None:
