@@ -83,8 +83,8 @@ def _alpaca(row: Row) -> Record | Skipped:
     if given[0] is None:
         return Skipped("no text in `instruction`")
     prompt = "\n\n".join(part for part in given if part)
-    answer = _first(row, ("output", "response"))
-    return _asked(row, prompt, answer, ("instruction", "input", "inputs", "output", "response"))
+    answer = _first(row, ("output", *ANSWERS))
+    return _asked(row, prompt, answer, ("instruction", "input", "inputs", *ANSWERS))
 
 
 def _harmbench(row: Row) -> Record | Skipped:
@@ -215,7 +215,7 @@ FORMATS: dict[str, Format] = {
     "beavertails": Format(_has("prompt", "response", "is_safe"), _beavertails),
     "choice": Format(_has("choices"), _choice),
     "gsm8k": Format(_gsm8k, _columns(("question",), ("answer",))),
-    "alpaca": Format(_has("instruction", "output"), _alpaca),
+    "alpaca": Format(lambda row: "instruction" in row and not {"input", "inputs", "output"}.isdisjoint(row), _alpaca),
     "prompt": Format(lambda row: not set(PROMPTS).isdisjoint(row), _columns(PROMPTS)),
     "text": Format(_never, _columns(("prompt",))),
 }
