@@ -64,12 +64,13 @@ def _record(row: Row, messages: tuple[Message, ...], answer: str | None, used: I
                   _first(row, CATEGORIES), _first(row, GROUPS), meta)
 
 
-def _asked(row: Row, prompt: str | None, answer: str | None, used: Iterable[str]) -> Record | Skipped:
+def _asked(row: Row, prompt: str | None, answer: str | None, used: Iterable[str],
+           before: Iterable[Message] = ()) -> Record | Skipped:
     if prompt is None:
         return Skipped("no text in a prompt column")
     system = _first(row, ("system",))
     turns = (Message("system", system),) if system else ()
-    return _record(row, (*turns, Message("user", prompt)), answer, used)
+    return _record(row, (*turns, *before, Message("user", prompt)), answer, used)
 
 
 def _columns(prompts: tuple[str, ...], answers: tuple[str, ...] = ANSWERS) -> Reader:
@@ -78,13 +79,27 @@ def _columns(prompts: tuple[str, ...], answers: tuple[str, ...] = ANSWERS) -> Re
 
 
 def _alpaca(row: Row) -> Record | Skipped:
-    """Read `instruction` and `input` (some files call it `inputs` and hold an empty list there)."""
+    """Read `instruction` and `input` (some files call it `inputs` and hold an empty list there) after `history`."""
     given = [_first(row, ("instruction",)), _first(row, ("input", "inputs"))]
     if given[0] is None:
         return Skipped("no text in `instruction`")
     prompt = "\n\n".join(part for part in given if part)
     answer = _first(row, ("output", *ANSWERS))
-    return _asked(row, prompt, answer, ("instruction", "input", "inputs", *ANSWERS))
+    before = _history(row.get("history"))
+    return before if isinstance(before, Skipped) else _asked(
+        row, prompt, answer, ("instruction", "input", "inputs", *ANSWERS), before)
+
+
+def _history(pairs: object) -> list[Message] | Skipped:
+    """Read earlier turns as LLaMA-Factory has them: a list of [what was asked, what was answered]."""
+    if not pairs or isinstance(pairs, float):  # NaN: an empty cell
+        return []
+    texts: list[object] = [None]
+    if isinstance(pairs, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
+        texts = [text for pair in pairs for text in pair]
+    if not all(isinstance(text, str) and text.strip() for text in texts):
+        return Skipped("`history` is no list of pairs of texts")
+    return [Message(ROLES[1 + at % 2], str(text)) for at, text in enumerate(texts)]
 
 
 def _harmbench(row: Row) -> Record | Skipped:

@@ -63,6 +63,12 @@ UNUSABLE = {
     "only an answer": ({"messages": turns("assistant:A")}, "chat", "no user turn before the answer"),
     "ending with the system": ({"messages": turns("user:U", "system:S")}, "chat", "no user turn before the answer"),
     "no instruction": ({"instruction": " ", "output": "O"}, "alpaca", "no text in `instruction`"),
+    "a history that is a text": ({"instruction": "I", "output": "O", "history": "earlier"}, "alpaca",
+                                 "`history` is no list of pairs of texts"),
+    "a history of single turns": ({"instruction": "I", "output": "O", "history": [["U"]]}, "alpaca",
+                                  "`history` is no list of pairs of texts"),
+    "a history with an empty turn": ({"instruction": "I", "output": "O", "history": [["U", " "]]}, "alpaca",
+                                     "`history` is no list of pairs of texts"),
     "sorry-bench without turns": ({"turns": []}, "sorrybench", "no text in a prompt column"),
     "choices that are a text": ({"question": "Q", "choices": "x y", "answer": 0}, "choice",
                                 "`choices` is no list of at least two texts"),
@@ -128,6 +134,16 @@ def test_a_system_column_becomes_the_system_turn(tmp_path: Path, form: str, row:
 def test_a_conversation_with_a_system_turn_keeps_its_own(tmp_path: Path) -> None:
     row = {"messages": turns("system:own", "user:P"), "system": "S"}
     assert [m.content for m in read(tmp_path, [row], "chat").records[0].messages] == ["own", "P"]
+
+
+def test_earlier_turns_of_an_instruction_stand_before_it(tmp_path: Path) -> None:
+    row = {"instruction": "I", "input": "", "output": "O", "system": "S", "history": [["U", "A"], ["V", "B"]]}
+    alone = {"instruction": "I", "output": "O"}
+    later, *others = read(tmp_path, [row, *({**alone, "history": empty} for empty in ([], None, float("nan")))],
+                          "alpaca").records
+    assert [(m.role, m.content) for m in later.messages] == [
+        ("system", "S"), ("user", "U"), ("assistant", "A"), ("user", "V"), ("assistant", "B"), ("user", "I")]
+    assert [[m.content for m in other.messages] for other in others] == [["I"]] * 3
 
 
 def test_a_cell_that_pandas_left_empty_is_no_text(tmp_path: Path) -> None:
