@@ -147,26 +147,28 @@ def _sorrybench(row: Row) -> Record | Skipped:
     return _asked(row, first.strip() or None, None, ("turns",))
 
 
-def _conversation(column: str, role: str, content: str) -> Reader:
+def _conversation(column: str) -> Reader:
     """Return a reader of a list of turns; a last turn by the assistant is the answer."""
     def read(row: Row) -> Record | Skipped:
         turns = row.get(column)
         if not isinstance(turns, list) or not turns:
             return Skipped(f"`{column}` is no list of turns")
-        messages = [_turn(turn, role, content) for turn in turns]
+        messages = [_turn(turn) for turn in turns]
         bad = next((m for m in messages if isinstance(m, Skipped)), None)
         return bad or _ending_with_user(row, tuple(m for m in messages if isinstance(m, Message)), column)
     return read
 
 
-def _turn(turn: object, role: str, content: str) -> Message | Skipped:
+def _turn(turn: object) -> Message | Skipped:
+    """Read `role` and `content`, or ShareGPT's `from` and `value`: either is found in either column."""
     if not isinstance(turn, Mapping):
         return Skipped("a turn is no object")
-    name, text = ROLE_NAMES.get(str(turn.get(role)).lower()), turn.get(content)
+    role, text = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
+    name = ROLE_NAMES.get(str(role).lower())
     if isinstance(text, list):  # content parts, of which only text can be used
         text = "".join(str(part.get("text", "")) for part in text if isinstance(part, Mapping))
     if name is None:
-        return Skipped(f"a turn of unknown role {str(turn.get(role))[:20]!r}")
+        return Skipped(f"a turn of unknown role {str(role)[:20]!r}")
     return Message(name, text) if isinstance(text, str) and text.strip() else Skipped(f"an empty {name} turn")
 
 
@@ -214,8 +216,8 @@ def _gsm8k(row: Row) -> bool:
 
 
 FORMATS: dict[str, Format] = {
-    "chat": Format(_has("messages"), _conversation("messages", "role", "content")),
-    "sharegpt": Format(_has("conversations"), _conversation("conversations", "from", "value")),
+    "chat": Format(_has("messages"), _conversation("messages")),
+    "sharegpt": Format(_has("conversations"), _conversation("conversations")),
     "sorrybench": Format(_has("turns"), _sorrybench),
     "xstest-completions": Format(_has("prompt", "completion", "final_label"),
                                  _columns(("prompt",), ("completion",))),
