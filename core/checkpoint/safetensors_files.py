@@ -38,25 +38,37 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
         folder: The checkpoint's.
 
     Returns:
-        The files. `MismatchError` says where there are none (pickled ones are never opened) or a shard is missing.
+        The files. `MismatchError` says where there are none (pickled ones are never opened), a shard is missing, or
+        there are two sets of weights.
     """
-    index = folder / INDEX_FILE
-    if index.is_file():
-        return tuple(sorted({folder / name for name in _weight_map(index).values()}))
+    if weight_map := _weight_map(folder):
+        return tuple(sorted({folder / name for name in weight_map.values()}))
     if not (folder / SINGLE_FILE).is_file():
         _refuse_no_safetensors(folder)
     return (folder / SINGLE_FILE,)
 
 
-def _weight_map(index: Path) -> dict[str, str]:
+def _weight_map(folder: Path) -> dict[str, str]:
+    """Return the shard of each tensor; nothing without an index, or where one file was saved over its shards."""
+    index = folder / INDEX_FILE
+    if not index.is_file():
+        return {}
     try:
         entries = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
         weight_map = {name: str(file) for name, file in entries.items()}
     except (ValueError, KeyError, TypeError) as error:
         raise MismatchError(f"unreadable index of shards - {index}", hint=AGAIN) from error
-    for name in sorted(set(weight_map.values())):
+    shards = sorted(set(weight_map.values()) - {SINGLE_FILE})
+    if (folder / SINGLE_FILE).is_file():
+        # transformers takes the one file, and removes shards that it saves over, but not their index.
+        if left := next((name for name in shards if (folder / name).is_file()), None):
+            raise MismatchError(f"two sets of weights: {SINGLE_FILE} and the shards of {INDEX_FILE}, e.g. {left}"
+                                f" - {folder}",
+                                hint=f"move away those that are older: transformers would read {SINGLE_FILE}")
+        return {}
+    for name in shards:
         # A name with a folder in it could point outside the checkpoint.
-        if Path(name).name != name or not (index.parent / name).is_file():
+        if Path(name).name != name or not (folder / name).is_file():
             raise MismatchError(f"missing shard {name} - {index}", hint=AGAIN)
     return weight_map
 
@@ -110,8 +122,7 @@ def read_headers(folder: Path) -> dict[str, TensorInfo]:
         MismatchError: An index that names tensors its shards lack; and as `weight_files` and `read_header`.
     """
     infos = {name: info for file in weight_files(folder) for name, info in read_header(file).items()}
-    index = folder / INDEX_FILE
-    lost = sorted(set(_weight_map(index)) - set(infos)) if index.is_file() else []
+    lost = sorted(set(_weight_map(folder)) - set(infos))
     if lost:
         raise MismatchError(f"tensors in the index but in no shard: {', '.join(lost[:3])} - {folder}", hint=AGAIN)
     return infos
