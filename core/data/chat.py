@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import jinja2
@@ -60,7 +61,7 @@ class ChatFormat:
         head, full = _ids(self.tokenizer, before), _ids(self.tokenizer, whole)
         joined = full[:len(head)] == head  # else a token spans the seam, which generation can never produce
         answer = full[len(head):] if joined else _ids(self.tokenizer, whole[len(before):])
-        return _up_to_end_of_turn(answer, self.tokenizer)
+        return _up_to_end_of_turn(answer, self.tokenizer, self._special_ids)
 
     def shows(self, word: str) -> bool:
         """Tell whether a prompt holds what a user says: any text is a Jinja template, most say the same every time."""
@@ -72,8 +73,14 @@ class ChatFormat:
         ids = set(_eos(self.tokenizer))
         if self.template is not None:
             last = self.answer_ids(Record("", (Message("user", "Hello"),)), "Hello")[-1:]
-            ids.update(token for token in last if token in self.tokenizer.all_special_ids)
+            ids.update(token for token in last if token in self._special_ids)
         return tuple(sorted(ids))
+
+    @cached_property
+    def _special_ids(self) -> frozenset[int]:
+        """Ids of special tokens, also of those without a role's name, such as what ends a turn of Gemma 3."""
+        added = self.tokenizer.added_tokens_decoder
+        return frozenset((*self.tokenizer.all_special_ids, *(i for i, token in added.items() if token.special)))
 
     @property
     def pad_id(self) -> int:
@@ -148,9 +155,8 @@ def _eos(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return [tokenizer.eos_token_id] if isinstance(tokenizer.eos_token_id, int) else []
 
 
-def _up_to_end_of_turn(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def _up_to_end_of_turn(ids: list[int], tokenizer: PreTrainedTokenizerBase, special: frozenset[int]) -> list[int]:
     """Drop the line end that some templates write after the end of the turn: no model has to produce it."""
-    special = set(tokenizer.all_special_ids)
     last = max((i for i, token in enumerate(ids) if token in special), default=None)
     if last is None:
         return ids + _eos(tokenizer)

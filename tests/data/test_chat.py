@@ -8,6 +8,7 @@ import pytest
 from saferestore.core.data.chat import ChatFormat, chat_format
 from saferestore.core.data.records import Message, Record
 from saferestore.core.errors import MismatchError, UsageError
+from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 
 Tokenizer = PreTrainedTokenizerFast
@@ -27,6 +28,16 @@ def test_generation_stops_at_the_end_of_turn_and_of_text(tokenizer: Tokenizer, b
     names = tokenizer.convert_ids_to_tokens(list(chat_format(tokenizer).stop_ids))
     assert sorted(names) == ["<|end|>", "<|eos|>"]
     assert chat_format(bare_tokenizer, "none").stop_ids == (tokenizer.eos_token_id,)
+
+
+def test_a_turn_may_end_with_a_special_token_of_no_named_role(tokenizer: Tokenizer, question: Record) -> None:
+    tokenizer.add_tokens([AddedToken("<|turn|>", special=True)])
+    end = tokenizer.convert_tokens_to_ids("<|turn|>")
+    assert end not in tokenizer.all_special_ids
+    tokenizer.chat_template = str(tokenizer.chat_template).replace("<|end|>", "<|turn|>")
+    chat = chat_format(tokenizer)
+    assert chat.answer_ids(question, "No.")[-1] == end
+    assert set(chat.stop_ids) == {end, tokenizer.eos_token_id}
 
 
 def test_the_answers_text_comes_back(tokenizer: Tokenizer, question: Record) -> None:
