@@ -19,6 +19,8 @@ SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 AGAIN = "copy or download the checkpoint again"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+NO_WEIGHTS = ("optimizer", "scheduler", "scaler", "rng_state", "training_args")
+"""How files begin that a trainer pickles beside the weights."""
 _CHUNK_BYTES = 1 << 22
 
 
@@ -73,8 +75,13 @@ def _weight_map(folder: Path) -> dict[str, str]:
     return weight_map
 
 
+def pickled_weights(folder: Path) -> list[Path]:
+    """Return the files of a folder that look like pickled weights, sorted; they are never opened."""
+    return sorted(f for f in folder.iterdir() if f.suffix in PICKLES and not f.name.startswith(NO_WEIGHTS))
+
+
 def _refuse_no_safetensors(folder: Path) -> NoReturn:
-    pickles = sorted(f.name for f in folder.iterdir() if f.suffix in PICKLES)
+    pickles = pickled_weights(folder)
     if not pickles:
         raise MismatchError(f"no safetensors weights - {folder}",
                             hint=f"give a folder with {SINGLE_FILE}, or an adapter's folder")
@@ -82,7 +89,7 @@ def _refuse_no_safetensors(folder: Path) -> NoReturn:
     command = (f'python -c "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; '
                f"M.from_pretrained('{folder}').save_pretrained('{target}'); "
                f"T.from_pretrained('{folder}').save_pretrained('{target}')\" and give {target}")
-    raise MismatchError(f"pickled weights are never opened - {folder / pickles[0]}",
+    raise MismatchError(f"pickled weights are never opened - {pickles[0]}",
                         hint=f"if you trust the file, convert it: {command}")
 
 
