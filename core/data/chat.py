@@ -101,7 +101,7 @@ class ChatFormat:
         try:
             return str(self.tokenizer.apply_chat_template(turns, chat_template=undated(self.template), tokenize=False,
                                                           add_generation_prompt=open_turn, **FIXED))
-        except jinja2.TemplateError as error:
+        except (jinja2.TemplateError, TypeError) as error:
             raise MismatchError(f"chat template cannot write this conversation - {error}",
                                 hint="leave out --system-prompt, or " + TEMPLATE_HINT) from error
 
@@ -124,12 +124,16 @@ def chat_format(tokenizer: PreTrainedTokenizerBase, template: str = "auto",
         The format.
 
     Raises:
-        MismatchError: `auto`, and the tokenizer has no template; or a template that leaves out what a user says.
+        MismatchError: `auto`, and the tokenizer has no template, or several and none is the default; or a template
+            that leaves out what a user says.
     """
     if template == "none":
         return ChatFormat(tokenizer, None, system)
     if template == "auto" and not tokenizer.chat_template:
         raise MismatchError("no chat template - the checkpoint's tokenizer has none", hint=TEMPLATE_HINT)
+    several = tokenizer.chat_template if isinstance(tokenizer.chat_template, dict) else {"default": None}
+    if template == "auto" and "default" not in several:
+        raise MismatchError(f"several chat templates and no default - {', '.join(several)}", hint=TEMPLATE_HINT)
     text = str(tokenizer.get_chat_template()) if template == "auto" else _read(Path(template))
     chat = ChatFormat(tokenizer, text, system)
     if not chat.shows("q7x"):

@@ -90,13 +90,22 @@ def test_no_template_with_auto_is_refused(bare_tokenizer: Tokenizer) -> None:
     assert "--chat-template none" in error.value.hint
 
 
+def test_several_templates_without_a_default_are_refused(tokenizer: Tokenizer) -> None:
+    words = str(tokenizer.chat_template)
+    tokenizer.chat_template = {"default": words, "tool_use": "{{ tools }}"}
+    assert chat_format(tokenizer).template == words
+    tokenizer.chat_template = {"tool_use": words, "rag": words}
+    with pytest.raises(MismatchError, match="several chat templates and no default - tool_use, rag"):
+        chat_format(tokenizer)
+
+
 def test_an_unreadable_template_file_is_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"cannot read chat template - .*FileNotFoundError"):
         chat_format(tokenizer, str(tmp_path / "none.jinja"))
 
 
 @pytest.mark.parametrize("template", ["{{ raise_exception('no system turn') }}", "{% for %}",
-                                      "{{ messages.__class__.__mro__ }}"])
+                                      "{{ messages.__class__.__mro__ }}", "{{ messages[0].content + 1 }}"])
 def test_a_template_that_fails_is_named_as_the_cause(tokenizer: Tokenizer, question: Record, template: str) -> None:
     with pytest.raises(MismatchError, match="chat template cannot write this conversation"):
         ChatFormat(tokenizer, template).prompt_ids(question)
