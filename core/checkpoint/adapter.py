@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..errors import MismatchError
 from .factors import Factors, pad, servable_rank
-from .safetensors_files import PICKLES, check_finite, read_header
+from .safetensors_files import check_finite, pickled_weights, read_header
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -179,12 +179,12 @@ def _weights(folder: Path) -> Path:
     file = folder / WEIGHTS_FILE
     if file.is_file():
         return file
-    pickle = next((f for f in sorted(folder.iterdir()) if f.suffix in PICKLES), None)
-    if pickle is None:
+    pickles = pickled_weights(folder)
+    if not pickles:
         raise MismatchError(f"no {WEIGHTS_FILE} - {folder}", hint="give the folder PEFT saved")
-    load = f"torch.load('{pickle}', weights_only=True)"
+    load = f"torch.load('{pickles[0]}', weights_only=True)"
     command = f"python -c \"import torch, safetensors.torch as s; s.save_file({load}, '{file}')\""
-    raise MismatchError(f"pickled weights are never opened - {pickle}",
+    raise MismatchError(f"pickled weights are never opened - {pickles[0]}",
                         hint=f"if you trust the file, convert it: {command}")
 
 

@@ -193,7 +193,10 @@ def _load_settings(placement: Placement) -> dict[str, object]:
     mapped: object = placement.device_map
     if mapped is None and placement.device.type != "cpu":
         mapped = {"": placement.device}
-    return {
+    quantisation = _quantisation(placement)
+    # None, too, would take the place of what a quantised checkpoint says of itself.
+    asked: dict[str, object] = {} if quantisation is None else {"quantization_config": quantisation}
+    return asked | {
         "dtype": placement.dtype,
         # sdpa and flash attention have no double backward.
         "attn_implementation": "eager",
@@ -202,7 +205,6 @@ def _load_settings(placement: Placement) -> dict[str, object]:
         "trust_remote_code": False,
         "device_map": mapped,
         "max_memory": placement.max_memory,
-        "quantization_config": _quantisation(placement),
         "output_loading_info": True,
         # Mismatches come back in the loading info and are refused there, with their names.
         "ignore_mismatched_sizes": True,

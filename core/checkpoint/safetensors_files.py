@@ -19,6 +19,8 @@ SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 AGAIN = "copy or download the checkpoint again"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+NO_WEIGHTS = ("optimizer", "scheduler", "scaler", "rng_state", "training_args")
+"""How files begin that a trainer pickles beside the weights."""
 _CHUNK_BYTES = 1 << 22
 
 
@@ -38,31 +40,48 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
         folder: The checkpoint's.
 
     Returns:
-        The files. `MismatchError` says where there are none (pickled ones are never opened) or a shard is missing.
+        The files. `MismatchError` says where there are none (pickled ones are never opened), a shard is missing, or
+        there are two sets of weights.
     """
-    index = folder / INDEX_FILE
-    if index.is_file():
-        return tuple(sorted({folder / name for name in _weight_map(index).values()}))
+    if weight_map := _weight_map(folder):
+        return tuple(sorted({folder / name for name in weight_map.values()}))
     if not (folder / SINGLE_FILE).is_file():
         _refuse_no_safetensors(folder)
     return (folder / SINGLE_FILE,)
 
 
-def _weight_map(index: Path) -> dict[str, str]:
+def _weight_map(folder: Path) -> dict[str, str]:
+    """Return the shard of each tensor; nothing without an index, or where one file was saved over its shards."""
+    index = folder / INDEX_FILE
+    if not index.is_file():
+        return {}
     try:
         entries = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
         weight_map = {name: str(file) for name, file in entries.items()}
     except (ValueError, KeyError, TypeError) as error:
         raise MismatchError(f"unreadable index of shards - {index}", hint=AGAIN) from error
-    for name in sorted(set(weight_map.values())):
+    shards = sorted(set(weight_map.values()) - {SINGLE_FILE})
+    if (folder / SINGLE_FILE).is_file():
+        # transformers takes the one file, and removes shards that it saves over, but not their index.
+        if left := next((name for name in shards if (folder / name).is_file()), None):
+            raise MismatchError(f"two sets of weights: {SINGLE_FILE} and the shards of {INDEX_FILE}, e.g. {left}"
+                                f" - {folder}",
+                                hint=f"move away those that are older: transformers would read {SINGLE_FILE}")
+        return {}
+    for name in shards:
         # A name with a folder in it could point outside the checkpoint.
-        if Path(name).name != name or not (index.parent / name).is_file():
+        if Path(name).name != name or not (folder / name).is_file():
             raise MismatchError(f"missing shard {name} - {index}", hint=AGAIN)
     return weight_map
 
 
+def pickled_weights(folder: Path) -> list[Path]:
+    """Return the files of a folder that look like pickled weights, sorted; they are never opened."""
+    return sorted(f for f in folder.iterdir() if f.suffix in PICKLES and not f.name.startswith(NO_WEIGHTS))
+
+
 def _refuse_no_safetensors(folder: Path) -> NoReturn:
-    pickles = sorted(f.name for f in folder.iterdir() if f.suffix in PICKLES)
+    pickles = pickled_weights(folder)
     if not pickles:
         raise MismatchError(f"no safetensors weights - {folder}",
                             hint=f"give a folder with {SINGLE_FILE}, or an adapter's folder")
@@ -70,7 +89,7 @@ def _refuse_no_safetensors(folder: Path) -> NoReturn:
     command = (f'python -c "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; '
                f"M.from_pretrained('{folder}').save_pretrained('{target}'); "
                f"T.from_pretrained('{folder}').save_pretrained('{target}')\" and give {target}")
-    raise MismatchError(f"pickled weights are never opened - {folder / pickles[0]}",
+    raise MismatchError(f"pickled weights are never opened - {pickles[0]}",
                         hint=f"if you trust the file, convert it: {command}")
 
 
@@ -110,8 +129,7 @@ def read_headers(folder: Path) -> dict[str, TensorInfo]:
         MismatchError: An index that names tensors its shards lack; and as `weight_files` and `read_header`.
     """
     infos = {name: info for file in weight_files(folder) for name, info in read_header(file).items()}
-    index = folder / INDEX_FILE
-    lost = sorted(set(_weight_map(index)) - set(infos)) if index.is_file() else []
+    lost = sorted(set(_weight_map(folder)) - set(infos))
     if lost:
         raise MismatchError(f"tensors in the index but in no shard: {', '.join(lost[:3])} - {folder}", hint=AGAIN)
     return infos

@@ -108,17 +108,23 @@ def recorded_base(ref: str, *, offline: bool) -> tuple[str, str]:
     return str(folder), shown(found.base, found.revision)
 
 
-def check_one_tokenizer(systems: Sequence[System]) -> None:
-    """Refuse systems whose tokenizers have different vocabularies: all are asked with the tokens of the last one.
+def common_tokenizer(systems: Sequence[System]) -> Path:
+    """Return the folder of the tokenizer that all systems are asked with: the last one's.
+
+    A restored adapter brings none of its own. Where it stands on the base of an adapter that does, that one is taken:
+    tokens or a chat template may be the fine-tuning's own.
 
     Args:
         systems: At least one. `MismatchError` names tokens that differ.
     """
-    *others, last = systems
-    for folder in dict.fromkeys(system.tokenizer_dir for system in others):
-        if folder != last.tokenizer_dir:
-            check_vocabularies(load_tokenizer(folder).get_vocab(), load_tokenizer(last.tokenizer_dir).get_vocab(),
+    last = systems[-1]
+    own = [system.tokenizer_dir for system in systems if system.folder == last.folder != system.tokenizer_dir]
+    common = (own or [last.tokenizer_dir])[-1]
+    for folder in dict.fromkeys(system.tokenizer_dir for system in systems):
+        if folder != common:
+            check_vocabularies(load_tokenizer(folder).get_vocab(), load_tokenizer(common).get_vocab(),
                                last.facts.vocab_size)
+    return common
 
 
 class Shelf:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import jinja2
@@ -15,6 +16,11 @@ from .records import Message, Record
 # Some templates print today's date or open a reasoning block; the same prompt must be the same tokens
 # tomorrow, and an answer must start within the tokens generated. Templates without these names ignore them.
 FIXED = {"date_string": "01 Jan 2026", "enable_thinking": False}
+NEW_YEAR = {"%Y": "2026", "%y": "26", "%B": "January", "%b": "Jan", "%m": "01", "%-m": "1", "%d": "01", "%-d": "1",
+            "%A": "Thursday", "%a": "Thu", "%H": "00", "%I": "12", "%p": "AM", "%M": "00", "%S": "00"}
+CLOCK = ("{% macro strftime_now(form) %}{{ form" + "".join(f" | replace('{code}', '{text}')"
+                                                           for code, text in NEW_YEAR.items()) + " }}{% endmacro %}\n")
+"""The same date for templates that ask the clock: transformers passes words and numbers on, but no function."""
 TEMPLATE_HINT = "give --chat-template none to prompt without one, or --chat-template FILE"
 
 
@@ -55,7 +61,7 @@ class ChatFormat:
         head, full = _ids(self.tokenizer, before), _ids(self.tokenizer, whole)
         joined = full[:len(head)] == head  # else a token spans the seam, which generation can never produce
         answer = full[len(head):] if joined else _ids(self.tokenizer, whole[len(before):])
-        return _up_to_end_of_turn(answer, self.tokenizer)
+        return _up_to_end_of_turn(answer, self.tokenizer, self._special_ids)
 
     def shows(self, word: str) -> bool:
         """Tell whether a prompt holds what a user says: any text is a Jinja template, most say the same every time."""
@@ -67,8 +73,14 @@ class ChatFormat:
         ids = set(_eos(self.tokenizer))
         if self.template is not None:
             last = self.answer_ids(Record("", (Message("user", "Hello"),)), "Hello")[-1:]
-            ids.update(token for token in last if token in self.tokenizer.all_special_ids)
+            ids.update(token for token in last if token in self._special_ids)
         return tuple(sorted(ids))
+
+    @cached_property
+    def _special_ids(self) -> frozenset[int]:
+        """Ids of special tokens, also of those without a role's name, such as what ends a turn of Gemma 3."""
+        added = self.tokenizer.added_tokens_decoder
+        return frozenset((*self.tokenizer.all_special_ids, *(i for i, token in added.items() if token.special)))
 
     @property
     def pad_id(self) -> int:
@@ -87,11 +99,16 @@ class ChatFormat:
         if self.template is None:
             return "".join(turn["content"] + "\n" for turn in turns)
         try:
-            return str(self.tokenizer.apply_chat_template(turns, chat_template=self.template, tokenize=False,
+            return str(self.tokenizer.apply_chat_template(turns, chat_template=undated(self.template), tokenize=False,
                                                           add_generation_prompt=open_turn, **FIXED))
-        except jinja2.TemplateError as error:
+        except (jinja2.TemplateError, TypeError) as error:
             raise MismatchError(f"chat template cannot write this conversation - {error}",
                                 hint="leave out --system-prompt, or " + TEMPLATE_HINT) from error
+
+
+def undated(template: str) -> str:
+    """Return a template that writes the same date every day (`FIXED` has the names that it is given beside)."""
+    return CLOCK + template if "strftime_now" in template else template
 
 
 def chat_format(tokenizer: PreTrainedTokenizerBase, template: str = "auto",
@@ -107,12 +124,16 @@ def chat_format(tokenizer: PreTrainedTokenizerBase, template: str = "auto",
         The format.
 
     Raises:
-        MismatchError: `auto`, and the tokenizer has no template; or a template that leaves out what a user says.
+        MismatchError: `auto`, and the tokenizer has no template, or several and none is the default; or a template
+            that leaves out what a user says.
     """
     if template == "none":
         return ChatFormat(tokenizer, None, system)
     if template == "auto" and not tokenizer.chat_template:
         raise MismatchError("no chat template - the checkpoint's tokenizer has none", hint=TEMPLATE_HINT)
+    several = tokenizer.chat_template if isinstance(tokenizer.chat_template, dict) else {"default": None}
+    if template == "auto" and "default" not in several:
+        raise MismatchError(f"several chat templates and no default - {', '.join(several)}", hint=TEMPLATE_HINT)
     text = str(tokenizer.get_chat_template()) if template == "auto" else _read(Path(template))
     chat = ChatFormat(tokenizer, text, system)
     if not chat.shows("q7x"):
@@ -138,9 +159,8 @@ def _eos(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return [tokenizer.eos_token_id] if isinstance(tokenizer.eos_token_id, int) else []
 
 
-def _up_to_end_of_turn(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def _up_to_end_of_turn(ids: list[int], tokenizer: PreTrainedTokenizerBase, special: frozenset[int]) -> list[int]:
     """Drop the line end that some templates write after the end of the turn: no model has to produce it."""
-    special = set(tokenizer.all_special_ids)
     last = max((i for i, token in enumerate(ids) if token in special), default=None)
     if last is None:
         return ids + _eos(tokenizer)

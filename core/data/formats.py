@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
@@ -46,6 +47,8 @@ def _first(row: Row, names: Iterable[str]) -> str | None:
     """Return the first of these columns that is there and not empty, as text."""
     for name in names:
         value = row.get(name)
+        if isinstance(value, float) and math.isnan(value):  # what pandas puts where a cell is empty
+            continue
         if isinstance(value, str | int | float) and not isinstance(value, bool) and str(value).strip():
             return str(value).strip()
     return None
@@ -61,12 +64,13 @@ def _record(row: Row, messages: tuple[Message, ...], answer: str | None, used: I
                   _first(row, CATEGORIES), _first(row, GROUPS), meta)
 
 
-def _asked(row: Row, prompt: str | None, answer: str | None, used: Iterable[str]) -> Record | Skipped:
+def _asked(row: Row, prompt: str | None, answer: str | None, used: Iterable[str],
+           before: Iterable[Message] = ()) -> Record | Skipped:
     if prompt is None:
         return Skipped("no text in a prompt column")
     system = _first(row, ("system",))
     turns = (Message("system", system),) if system else ()
-    return _record(row, (*turns, Message("user", prompt)), answer, used)
+    return _record(row, (*turns, *before, Message("user", prompt)), answer, used)
 
 
 def _columns(prompts: tuple[str, ...], answers: tuple[str, ...] = ANSWERS) -> Reader:
@@ -75,13 +79,27 @@ def _columns(prompts: tuple[str, ...], answers: tuple[str, ...] = ANSWERS) -> Re
 
 
 def _alpaca(row: Row) -> Record | Skipped:
-    """Read `instruction` and `input` (some files call it `inputs` and hold an empty list there)."""
+    """Read `instruction` and `input` (some files call it `inputs` and hold an empty list there) after `history`."""
     given = [_first(row, ("instruction",)), _first(row, ("input", "inputs"))]
     if given[0] is None:
         return Skipped("no text in `instruction`")
     prompt = "\n\n".join(part for part in given if part)
-    answer = _first(row, ("output", "response"))
-    return _asked(row, prompt, answer, ("instruction", "input", "inputs", "output", "response"))
+    answer = _first(row, ("output", *ANSWERS))
+    before = _history(row.get("history"))
+    return before if isinstance(before, Skipped) else _asked(
+        row, prompt, answer, ("instruction", "input", "inputs", *ANSWERS), before)
+
+
+def _history(pairs: object) -> list[Message] | Skipped:
+    """Read earlier turns as LLaMA-Factory has them: a list of [what was asked, what was answered]."""
+    if not pairs or isinstance(pairs, float):  # NaN: an empty cell
+        return []
+    texts: list[object] = [None]
+    if isinstance(pairs, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
+        texts = [text for pair in pairs for text in pair]
+    if not all(isinstance(text, str) and text.strip() for text in texts):
+        return Skipped("`history` is no list of pairs of texts")
+    return [Message(ROLES[1 + at % 2], str(text)) for at, text in enumerate(texts)]
 
 
 def _harmbench(row: Row) -> Record | Skipped:
@@ -129,33 +147,37 @@ def _sorrybench(row: Row) -> Record | Skipped:
     return _asked(row, first.strip() or None, None, ("turns",))
 
 
-def _conversation(column: str, role: str, content: str) -> Reader:
+def _conversation(column: str) -> Reader:
     """Return a reader of a list of turns; a last turn by the assistant is the answer."""
     def read(row: Row) -> Record | Skipped:
         turns = row.get(column)
         if not isinstance(turns, list) or not turns:
             return Skipped(f"`{column}` is no list of turns")
-        messages = [_turn(turn, role, content) for turn in turns]
+        messages = [_turn(turn) for turn in turns]
         bad = next((m for m in messages if isinstance(m, Skipped)), None)
         return bad or _ending_with_user(row, tuple(m for m in messages if isinstance(m, Message)), column)
     return read
 
 
-def _turn(turn: object, role: str, content: str) -> Message | Skipped:
+def _turn(turn: object) -> Message | Skipped:
+    """Read `role` and `content`, or ShareGPT's `from` and `value`: either is found in either column."""
     if not isinstance(turn, Mapping):
         return Skipped("a turn is no object")
-    name, text = ROLE_NAMES.get(str(turn.get(role)).lower()), turn.get(content)
+    role, text = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
+    name = ROLE_NAMES.get(str(role).lower())
     if isinstance(text, list):  # content parts, of which only text can be used
         text = "".join(str(part.get("text", "")) for part in text if isinstance(part, Mapping))
     if name is None:
-        return Skipped(f"a turn of unknown role {str(turn.get(role))[:20]!r}")
+        return Skipped(f"a turn of unknown role {str(role)[:20]!r}")
     return Message(name, text) if isinstance(text, str) and text.strip() else Skipped(f"an empty {name} turn")
 
 
 def _ending_with_user(row: Row, messages: tuple[Message, ...], column: str) -> Record | Skipped:
-    answer = _first(row, ANSWERS)
+    answer, system = _first(row, ANSWERS), _first(row, ("system",))
     if messages[-1].role == "assistant":
         messages, answer = messages[:-1], messages[-1].content
+    if system and messages and messages[0].role != "system":
+        messages = (Message("system", system), *messages)
     if not messages or messages[-1].role != "user":
         return Skipped("no user turn before the answer")
     return _record(row, messages, answer, (column, *ANSWERS))
@@ -194,8 +216,8 @@ def _gsm8k(row: Row) -> bool:
 
 
 FORMATS: dict[str, Format] = {
-    "chat": Format(_has("messages"), _conversation("messages", "role", "content")),
-    "sharegpt": Format(_has("conversations"), _conversation("conversations", "from", "value")),
+    "chat": Format(_has("messages"), _conversation("messages")),
+    "sharegpt": Format(_has("conversations"), _conversation("conversations")),
     "sorrybench": Format(_has("turns"), _sorrybench),
     "xstest-completions": Format(_has("prompt", "completion", "final_label"),
                                  _columns(("prompt",), ("completion",))),
@@ -210,7 +232,7 @@ FORMATS: dict[str, Format] = {
     "beavertails": Format(_has("prompt", "response", "is_safe"), _beavertails),
     "choice": Format(_has("choices"), _choice),
     "gsm8k": Format(_gsm8k, _columns(("question",), ("answer",))),
-    "alpaca": Format(_has("instruction", "output"), _alpaca),
+    "alpaca": Format(lambda row: "instruction" in row and not {"input", "inputs", "output"}.isdisjoint(row), _alpaca),
     "prompt": Format(lambda row: not set(PROMPTS).isdisjoint(row), _columns(PROMPTS)),
     "text": Format(_never, _columns(("prompt",))),
 }

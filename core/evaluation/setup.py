@@ -13,7 +13,7 @@ from ..checkpoint.adapter import is_adapter
 from ..checkpoint.loading import Placement, load_tokenizer, place, read_model_config
 from ..checkpoint.quiet import quiet
 from ..checkpoint.reference import RECORDED, locate, parse_reference
-from ..checkpoint.systems import System, check_one_tokenizer, find_system, recorded_base
+from ..checkpoint.systems import System, common_tokenizer, find_system, recorded_base
 from ..config import EvalConfig, Progress, RestoreConfig
 from ..data.chat import chat_format
 from ..data.evaluation_sets import EvaluationSet, read_sets
@@ -96,13 +96,13 @@ def set_up(config: EvalConfig, rules: tuple[Rule, ...], *, has_baseline: bool, r
     sets = read_sets(config)
     check_sets(config, {each.role for each in sets})
     systems = _systems(config, read_weights, progress)
-    check_one_tokenizer(systems)
+    tokenizer_dir = common_tokenizer(systems)
     names = tuple(system.name for system in systems)
     judges = _checked(judges, names, config.offline, read_weights, progress)
     known = _known(names, {each.name: each.role for each in sets}, judges, attacks, shots, tasks, has_baseline, sets)
     if rules:
         check_rules(rules, known)
-    setting = setting_of(config, systems[-1].tokenizer_dir, systems[-1].folder)
+    setting = setting_of(config, tokenizer_dir, systems[-1].folder)
     placement = place(config.dtype, config.device, config.device_map, config.max_memory, config.load_in,
                       systems[-1].stored_dtype)
     with quiet():  # transformers warns of long prompts, which `W_TOO_LONG` counts

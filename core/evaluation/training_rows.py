@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ..data.batches import Row, truncate
 from ..data.chat import ChatFormat
 from ..data.readers import ReadResult
-from ..errors import UsageError
+from ..errors import MismatchError, UsageError
 
 
 @dataclass(frozen=True)
@@ -50,15 +50,24 @@ def training_rows(result: ReadResult, chat: ChatFormat, context: int) -> Trainin
 
     Raises:
         UsageError: No row has an answer.
+        MismatchError: The chat template can write none of them.
     """
     bad = [*result.rejected, *result.left_out]
     made: list[Row] = []
+    refusal: MismatchError | None = None
     for number, record in enumerate(result.records):
-        answer = chat.answer_ids(record, record.answer) if record.answer and record.answer.strip() else []
-        if answer:
-            made.append(Row(number, tuple(chat.prompt_ids(record)), tuple(answer)))
-        else:
-            bad.append((result.places[number][1], "no answer"))
+        line = result.places[number][1]
+        try:
+            answer = chat.answer_ids(record, record.answer) if record.answer and record.answer.strip() else []
+            if answer:
+                made.append(Row(number, tuple(chat.prompt_ids(record)), tuple(answer)))
+            else:
+                bad.append((line, "no answer"))
+        except MismatchError as error:
+            refusal = error
+            bad.append((line, error.what))
+    if refusal is not None and not made:
+        raise refusal
     if not made:
         raise UsageError(f"no row with an answer - --train {result.name}",
                          hint="give the file that the model was fine-tuned on: prompts with their answers")

@@ -216,6 +216,9 @@ def test_a_pickled_adapter_is_refused_with_the_conversion_command(mine: Saved) -
 def test_an_adapter_without_weights_is_refused(mine: Saved) -> None:
     (mine.adapter / WEIGHTS_FILE).unlink()
     _refused(mine.adapter, f"no {WEIGHTS_FILE}")
+    for name in ("optimizer.pt", "rng_state_0.pth", "training_args.bin"):  # a trainer's, and no weights
+        (mine.adapter / name).touch()
+    _refused(mine.adapter, f"no {WEIGHTS_FILE}")
 
 
 @pytest.mark.parametrize("text", ["{", "{}", "[]"])

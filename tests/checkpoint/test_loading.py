@@ -9,6 +9,8 @@ import torch
 from saferestore.core.checkpoint import loading
 from saferestore.core.checkpoint.loading import load_model, load_tokenizer, place, read_model_config, skeleton
 from saferestore.core.errors import MismatchError, UsageError
+from safetensors.torch import load_file
+from torch import Tensor
 
 from .conftest import Saved
 from .tiny import IDS, edit_json, edit_tensors, llama, save_base
@@ -176,6 +178,23 @@ def test_quantised_loading_asks_for_nf4_computed_in_the_models_dtype(monkeypatch
     assert settings is not None
     assert (settings.load_in_4bit, settings.bnb_4bit_quant_type) == (True, "nf4")
     assert settings.bnb_4bit_compute_dtype == torch.bfloat16
+
+
+def test_a_checkpoint_that_is_quantised_itself_is_loaded_as_it_says(mine: Saved) -> None:
+    whole = load_file(mine.base / "model.safetensors")
+    largest = torch.finfo(torch.float8_e4m3fn).max
+    scales = {name: t.abs().max() / largest for name, t in whole.items() if "_proj." in name}
+
+    def in_eight_bits(held: dict[str, Tensor]) -> dict[str, Tensor]:
+        packed = {name: (held[name] / scale).to(torch.float8_e4m3fn) for name, scale in scales.items()}
+        return held | packed | {f"{name}_scale_inv": scale.reshape(1, 1) for name, scale in scales.items()}
+
+    edit_tensors(mine.base / "model.safetensors", in_eight_bits)
+    edit_json(mine.base / "config.json", quantization_config={
+        "quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128], "dequantize": True})
+    held = load_model(mine.base, CPU).state_dict()
+    for name, scale in scales.items():
+        torch.testing.assert_close(held[name], (whole[name] / scale).to(torch.float8_e4m3fn).float() * scale)
 
 
 def test_weights_are_held_in_the_dtype_asked_for(mine: Saved) -> None:

@@ -58,6 +58,26 @@ def test_a_missing_shard_is_named(sharded: Path) -> None:
         weight_files(sharded)
 
 
+def test_one_file_saved_over_shards_is_read_though_their_index_stays(sharded: Path) -> None:
+    save_base(sharded, seed=1)
+    assert (sharded / INDEX_FILE).is_file()
+    assert weight_files(sharded) == (sharded / "model.safetensors",)
+    assert set(read_headers(sharded)) == set(load_file(sharded / "model.safetensors"))
+
+
+def test_one_file_that_an_index_names_is_read(tmp_path: Path) -> None:
+    file = _file(tmp_path, {"a": torch.ones(2)})
+    (tmp_path / INDEX_FILE).write_text(json.dumps({"weight_map": {"a": file.name}}), encoding="utf-8")
+    assert weight_files(tmp_path) == (file,)
+
+
+def test_shards_beside_one_file_are_refused_since_no_one_knows_which_is_meant(tmp_path: Path) -> None:
+    folder = save_base(save_base(tmp_path / "both"), max_shard_size="5KB", seed=1)
+    with pytest.raises(MismatchError, match="two sets of weights") as error:
+        weight_files(folder)
+    assert "model-00001-of-0000" in error.value.what and "move away those" in error.value.hint
+
+
 def test_a_shard_outside_the_folder_is_refused(sharded: Path) -> None:
     (sharded.parent / "other.safetensors").touch()
     edit_json(sharded / INDEX_FILE, weight_map={"a": "../other.safetensors"})
@@ -80,8 +100,9 @@ def test_an_index_naming_a_tensor_that_no_shard_has_is_refused(sharded: Path) ->
 
 
 def test_pickled_weights_are_refused_with_the_conversion_command(tmp_path: Path) -> None:
-    (tmp_path / "pytorch_model.bin").write_bytes(b"never opened")
-    with pytest.raises(MismatchError, match="pickled weights are never opened") as caught:
+    for name in ("optimizer.pt", "pytorch_model.bin", "training_args.bin"):
+        (tmp_path / name).write_bytes(b"never opened")
+    with pytest.raises(MismatchError, match="pickled weights are never opened - .*pytorch_model.bin") as caught:
         weight_files(tmp_path)
     assert caught.value.exit_code == 5
     assert "save_pretrained" in caught.value.hint

@@ -8,6 +8,7 @@ import pytest
 from saferestore.core.data.chat import ChatFormat, chat_format
 from saferestore.core.data.records import Message, Record
 from saferestore.core.errors import MismatchError, UsageError
+from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 
 Tokenizer = PreTrainedTokenizerFast
@@ -27,6 +28,16 @@ def test_generation_stops_at_the_end_of_turn_and_of_text(tokenizer: Tokenizer, b
     names = tokenizer.convert_ids_to_tokens(list(chat_format(tokenizer).stop_ids))
     assert sorted(names) == ["<|end|>", "<|eos|>"]
     assert chat_format(bare_tokenizer, "none").stop_ids == (tokenizer.eos_token_id,)
+
+
+def test_a_turn_may_end_with_a_special_token_of_no_named_role(tokenizer: Tokenizer, question: Record) -> None:
+    tokenizer.add_tokens([AddedToken("<|turn|>", special=True)])
+    end = tokenizer.convert_tokens_to_ids("<|turn|>")
+    assert end not in tokenizer.all_special_ids
+    tokenizer.chat_template = str(tokenizer.chat_template).replace("<|end|>", "<|turn|>")
+    chat = chat_format(tokenizer)
+    assert chat.answer_ids(question, "No.")[-1] == end
+    assert set(chat.stop_ids) == {end, tokenizer.eos_token_id}
 
 
 def test_the_answers_text_comes_back(tokenizer: Tokenizer, question: Record) -> None:
@@ -79,13 +90,22 @@ def test_no_template_with_auto_is_refused(bare_tokenizer: Tokenizer) -> None:
     assert "--chat-template none" in error.value.hint
 
 
+def test_several_templates_without_a_default_are_refused(tokenizer: Tokenizer) -> None:
+    words = str(tokenizer.chat_template)
+    tokenizer.chat_template = {"default": words, "tool_use": "{{ tools }}"}
+    assert chat_format(tokenizer).template == words
+    tokenizer.chat_template = {"tool_use": words, "rag": words}
+    with pytest.raises(MismatchError, match="several chat templates and no default - tool_use, rag"):
+        chat_format(tokenizer)
+
+
 def test_an_unreadable_template_file_is_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"cannot read chat template - .*FileNotFoundError"):
         chat_format(tokenizer, str(tmp_path / "none.jinja"))
 
 
 @pytest.mark.parametrize("template", ["{{ raise_exception('no system turn') }}", "{% for %}",
-                                      "{{ messages.__class__.__mro__ }}"])
+                                      "{{ messages.__class__.__mro__ }}", "{{ messages[0].content + 1 }}"])
 def test_a_template_that_fails_is_named_as_the_cause(tokenizer: Tokenizer, question: Record, template: str) -> None:
     with pytest.raises(MismatchError, match="chat template cannot write this conversation"):
         ChatFormat(tokenizer, template).prompt_ids(question)
@@ -106,6 +126,23 @@ def test_a_date_in_a_template_is_the_same_tomorrow(tokenizer: Tokenizer, questio
     dated = ("{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y %H %M %S') %}{% endif %}"
              "{{ date_string }}")
     assert tokenizer.decode(ChatFormat(tokenizer, dated).prompt_ids(question)) == "01 Jan 2026"
+
+
+@pytest.mark.parametrize(("form", "expected"), [
+    ("%Y-%m-%d", "2026-01-01"), ("%B %d, %Y", "January 01, 2026"),
+    ("%A, %-d %b %y %H:%M:%S", "Thursday, 1 Jan 26 00:00:00"),
+])
+def test_a_date_that_a_template_takes_from_the_clock_is_the_same_tomorrow(tokenizer: Tokenizer, question: Record,
+                                                                          form: str, expected: str) -> None:
+    dated = ("  {% macro today() %}{{ 'Today is ' + strftime_now('" + form + "') }}{% endmacro %}\n"
+             "{% if strftime_now is defined %}\n{{ today() }}{% endif %}")
+    assert tokenizer.decode(ChatFormat(tokenizer, dated).prompt_ids(question)) == f"Today is {expected}"
+
+
+def test_a_fixed_date_changes_nothing_else_of_a_template(tokenizer: Tokenizer, question: Record) -> None:
+    dated = "\n  {% if true %}\n{{ messages[0].content }}\n{% endif %}\n{# no strftime_now #}"
+    plain = dated.replace("strftime_now", "date")
+    assert ChatFormat(tokenizer, dated).prompt_ids(question) == ChatFormat(tokenizer, plain).prompt_ids(question)
 
 
 def test_padding_falls_back_to_the_end_of_text_and_then_to_zero(tokenizer: Tokenizer) -> None:

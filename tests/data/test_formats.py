@@ -23,6 +23,14 @@ ROWS = {
                               "chat", "U", None, None),
     "sharegpt": ({"conversations": turns("human:U", "gpt:A", role="from", content="value")}, "sharegpt",
                  "U", "A", None),
+    "sharegpt with the keys of chat": ({"conversations": turns("user:U", "assistant:A")}, "sharegpt", "U", "A", None),
+    "chat with the keys of sharegpt": ({"messages": turns("human:U", "gpt:A", role="from", content="value")}, "chat",
+                                       "U", "A", None),
+    "alpaca": ({"instruction": "I", "input": "N", "output": "O"}, "alpaca", "I\n\nN", "O", None),
+    "alpaca that calls the output response": ({"instruction": "I", "input": "N", "response": "R"}, "alpaca",
+                                              "I\n\nN", "R", None),
+    "alpaca without answers": ({"instruction": "I", "input": "N"}, "alpaca", "I\n\nN", None, None),
+    "an instruction alone": ({"instruction": "I", "response": "R"}, "prompt", "I", "R", None),
     "sorry-bench": ({"turns": ["T"], "category": 3}, "sorrybench", "T", None, "3"),
     "beavertails": ({"prompt": "P", "response": "R", "category": {"theft": False, "abuse": True}, "is_safe": False},
                     "beavertails", "P", "R", "abuse"),
@@ -58,6 +66,12 @@ UNUSABLE = {
     "only an answer": ({"messages": turns("assistant:A")}, "chat", "no user turn before the answer"),
     "ending with the system": ({"messages": turns("user:U", "system:S")}, "chat", "no user turn before the answer"),
     "no instruction": ({"instruction": " ", "output": "O"}, "alpaca", "no text in `instruction`"),
+    "a history that is a text": ({"instruction": "I", "output": "O", "history": "earlier"}, "alpaca",
+                                 "`history` is no list of pairs of texts"),
+    "a history of single turns": ({"instruction": "I", "output": "O", "history": [["U"]]}, "alpaca",
+                                  "`history` is no list of pairs of texts"),
+    "a history with an empty turn": ({"instruction": "I", "output": "O", "history": [["U", " "]]}, "alpaca",
+                                     "`history` is no list of pairs of texts"),
     "sorry-bench without turns": ({"turns": []}, "sorrybench", "no text in a prompt column"),
     "choices that are a text": ({"question": "Q", "choices": "x y", "answer": 0}, "choice",
                                 "`choices` is no list of at least two texts"),
@@ -111,9 +125,35 @@ def test_an_id_is_the_rows_own_or_depends_on_the_conversation_alone(tmp_path: Pa
     assert ids[1] == ids[2] != ids[3]
 
 
-def test_a_system_column_becomes_the_system_turn(tmp_path: Path) -> None:
-    record = read(tmp_path, [{"prompt": "P", "system": "S"}], "prompt").records[0]
+@pytest.mark.parametrize(("form", "row"), [
+    ("prompt", {"prompt": "P"}), ("chat", {"messages": turns("user:P", "assistant:A")}),
+    ("sharegpt", {"conversations": turns("human:P", "gpt:A", role="from", content="value")}),
+])
+def test_a_system_column_becomes_the_system_turn(tmp_path: Path, form: str, row: dict[str, object]) -> None:
+    record = read(tmp_path, [{**row, "system": "S"}], form).records[0]
     assert [(m.role, m.content) for m in record.messages] == [("system", "S"), ("user", "P")]
+
+
+def test_a_conversation_with_a_system_turn_keeps_its_own(tmp_path: Path) -> None:
+    row = {"messages": turns("system:own", "user:P"), "system": "S"}
+    assert [m.content for m in read(tmp_path, [row], "chat").records[0].messages] == ["own", "P"]
+
+
+def test_earlier_turns_of_an_instruction_stand_before_it(tmp_path: Path) -> None:
+    row = {"instruction": "I", "input": "", "output": "O", "system": "S", "history": [["U", "A"], ["V", "B"]]}
+    alone = {"instruction": "I", "output": "O"}
+    later, *others = read(tmp_path, [row, *({**alone, "history": empty} for empty in ([], None, float("nan")))],
+                          "alpaca").records
+    assert [(m.role, m.content) for m in later.messages] == [
+        ("system", "S"), ("user", "U"), ("assistant", "A"), ("user", "V"), ("assistant", "B"), ("user", "I")]
+    assert [[m.content for m in other.messages] for other in others] == [["I"]] * 3
+
+
+def test_a_cell_that_pandas_left_empty_is_no_text(tmp_path: Path) -> None:
+    row = {"instruction": "I", "input": float("nan"), "output": "O", "id": float("nan")}
+    [record] = read(tmp_path, [row], "alpaca").records
+    assert (record.prompt, record.answer) == ("I", "O")
+    assert record.id != "nan"
 
 
 ARC = {"text": ["x", "y", "z"], "label": ["1", "2", "3"]}

@@ -114,6 +114,12 @@ def test_a_chat_rubric_goes_under_the_template_with_its_system_turn_where_there_
     assert asked("strongreject", tokenizer, system=None).startswith("Here is an exchange")
 
 
+def test_a_judge_whose_template_writes_the_date_is_asked_the_same_tomorrow() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = "{{ strftime_now('%d %B %Y %H:%M:%S') }}\n" + TEMPLATE
+    assert asked("strongreject", tokenizer).startswith("01 January 2026 00:00:00\nsystem: ")
+
+
 PARTS = "{% for m in messages %}{{ m.role }}: {{ m.content[0]['text'] }}\n{% endfor %}"
 
 

@@ -205,6 +205,25 @@ def test_inputs_say_by_which_template_all_were_asked(pair: tuple[str, str], tmp_
     assert template(chat_template="none") == {None}
 
 
+def test_a_restored_adapter_is_asked_in_the_template_of_the_tuned_one_that_brought_it(tmp_path: Path) -> None:
+    base, restored = save_pair(tmp_path)
+    tuned = tmp_path / "with-tokenizer"
+    shutil.copytree(restored, tuned)
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = TEMPLATE.replace("assistant", "model")
+    tokenizer.save_pretrained(tuned)
+    for beside in ({"base": str(base), "tuned": str(tuned)}, {"tuned": str(tuned)}):
+        found = checked(str(restored), tmp_path, **beside)
+        assert found.setting is not None and found.setting.chat.template == tokenizer.chat_template
+    full = tmp_path / "full"
+    shutil.copytree(base, full)
+    tokenizer.save_pretrained(full)
+    found = checked(f"{full}+{restored}", tmp_path, base=str(base), force=True)  # it sits on the tuned checkpoint
+    assert found.setting is not None and found.setting.chat.template == tokenizer.chat_template
+    found = checked(str(restored), tmp_path, base=str(base))
+    assert found.setting is not None and found.setting.chat.template == TEMPLATE
+
+
 def test_rejected_rows_and_prompts_that_do_not_fit_are_told_once(pair: tuple[str, str], tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     path.write_text('{"prompt": "a"}\n{"prompt": ""}\nno json\n' + json.dumps({"prompt": "x" * CONTEXT}) + "\n",

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from saferestore.core.data.chat import ChatFormat
 from saferestore.core.data.readers import read_records
-from saferestore.core.errors import UsageError
+from saferestore.core.errors import MismatchError, UsageError
 from saferestore.core.evaluation.training_rows import evenly, training_rows
 
 from ..talk import TEMPLATE, byte_tokenizer
@@ -41,6 +41,22 @@ def test_a_file_without_answers_is_refused(tmp_path: Path) -> None:
     path = _file(tmp_path, [json.dumps({"prompt": "a"})])
     with pytest.raises(UsageError, match="no row with an answer - --train train.jsonl"):
         training_rows(read_records(str(path)), ChatFormat(byte_tokenizer(), TEMPLATE), 40)
+
+
+NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('no system turn') }}{% endif %}" + TEMPLATE
+
+
+def test_a_conversation_that_the_template_cannot_write_is_listed_and_the_others_are_scored(tmp_path: Path) -> None:
+    lines = [json.dumps({"prompt": text, "answer": "x", "system": system}) for text, system in (("a", "S"), ("b", ""))]
+    found = training_rows(read_records(str(_file(tmp_path, lines))), ChatFormat(byte_tokenizer(), NO_SYSTEM), 40)
+    assert [found.line(row.index) for row in found.rows] == [2]
+    assert found.not_used == ((1, "chat template cannot write this conversation - no system turn"),)
+
+
+def test_a_file_of_which_the_template_can_write_nothing_is_refused(tmp_path: Path) -> None:
+    lines = [json.dumps({"prompt": text, "answer": "x", "system": "S"}) for text in "ab"]
+    with pytest.raises(MismatchError, match="no system turn"):
+        training_rows(read_records(str(_file(tmp_path, lines))), ChatFormat(byte_tokenizer(), NO_SYSTEM), 40)
 
 
 def test_a_sample_of_rows_is_spread_over_the_file_and_numbered_from_0(tmp_path: Path) -> None:

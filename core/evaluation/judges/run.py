@@ -19,7 +19,7 @@ from ...checkpoint.quiet import quiet
 from ...checkpoint.reference import locate, parse_reference
 from ...checkpoint.safetensors_files import read_header, weight_files
 from ...config import EvalConfig, Progress, RestoreConfig, no_progress
-from ...data.chat import FIXED, ChatFormat
+from ...data.chat import FIXED, ChatFormat, undated
 from ...errors import MismatchError, UsageError
 from ..coherence import coherence
 from ..generation import generate
@@ -114,7 +114,8 @@ def _written(tokenizer: Any, turns: list[Json], *, open_turn: bool = False) -> s
     if not tokenizer.chat_template:
         return None
     try:
-        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=open_turn, **FIXED))
+        return str(tokenizer.apply_chat_template(turns, chat_template=undated(tokenizer.get_chat_template()),
+                                                 tokenize=False, add_generation_prompt=open_turn, **FIXED))
     except (jinja2.TemplateError, TypeError):
         return None
 
