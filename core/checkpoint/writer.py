@@ -14,7 +14,7 @@ from torch import Tensor
 from ..errors import MismatchError, NumericalError
 from ..params import Params, is_finite
 from .adapter import CONFIG_FILE, KEY_PREFIX, WEIGHTS_FILE
-from .loading import load_model
+from .loading import load_model, load_tokenizer
 from .pair import CheckpointPair
 from .quiet import quiet
 from .reference import shown
@@ -24,8 +24,9 @@ from .session import Session
 def write_adapter(folder: Path, params: Params, pair: CheckpointPair) -> None:
     """Write `adapter_model.safetensors` (float32) and `adapter_config.json` into an existing folder.
 
-    One rank, `lora_alpha` equal to it and no patterns, because servers read one `r` and one `lora_alpha`. Nothing
-    else is written or copied; the same parameters give the same bytes.
+    One rank, `lora_alpha` equal to it and no patterns, because servers read one `r` and one `lora_alpha`. The tokenizer
+    and chat template of a tuned adapter that brings its own are written beside them, else nothing else is; the same
+    parameters give the same bytes.
 
     Args:
         folder: Where to.
@@ -42,6 +43,9 @@ def write_adapter(folder: Path, params: Params, pair: CheckpointPair) -> None:
     save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     text = json.dumps(_config(pair), indent=2, sort_keys=True)
     (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
+    if pair.kind == "lora" and pair.tokenizer_dir == pair.tuned_dir:
+        with quiet():
+            load_tokenizer(pair.tokenizer_dir).save_pretrained(folder)
 
 
 def _config(pair: CheckpointPair) -> dict[str, object]:

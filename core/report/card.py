@@ -37,10 +37,11 @@ Drift from the fine-tuned model on held-out retain rows: {drift} nats per token 
 
 ```python
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained({load!r})
 model = PeftModel.from_pretrained(model, "PATH_TO_THIS_FOLDER")
+tokenizer = AutoTokenizer.from_pretrained({words!r})
 ```
 
 ## Limits
@@ -70,6 +71,7 @@ def model_card(report: Mapping[str, Any], config: RestoreConfig) -> str:
         that model is known by a hub id.
     """
     hub_id = carrier_hub_id(report, config)
+    carrier = hub_id or "PATH_TO_THE_MODEL_IT_SITS_ON"
     return CARD.format(
         front=yaml.safe_dump(_front(hub_id), sort_keys=True),
         carrier=escaped(report["inputs"][_carrier(report)]["ref"]),
@@ -78,7 +80,8 @@ def model_card(report: Mapping[str, Any], config: RestoreConfig) -> str:
         notes=_notes(report), drift=rows.drift_text(report["drift"]),
         budget=rows.number_text(report["drift"]["budget_nats_per_token"]), gate=_gate(report),
         controls=_controls(report), relearning=_relearning(report),
-        load=hub_id or "PATH_TO_THE_MODEL_IT_SITS_ON", warnings=_warnings(report),
+        load=carrier, words="PATH_TO_THIS_FOLDER" if "tokenizer_config.json" in report["outputs"] else carrier,
+        warnings=_warnings(report),
         command=_fenced(command_line(config)))
 
 

@@ -16,6 +16,7 @@ from saferestore.core.checkpoint.writer import base_name, reload_error, write_ad
 from saferestore.core.errors import MismatchError, NumericalError
 from safetensors import safe_open
 from transformers import (
+    AutoTokenizer,
     Llama4ForCausalLM,
     Llama4TextConfig,
     MambaConfig,
@@ -35,6 +36,7 @@ from .tiny import (
     plain_logits,
     save_adapter,
     save_base,
+    tokenizer,
 )
 
 KINDS = ("adapter", "full")
@@ -84,6 +86,26 @@ def test_the_same_parameters_give_the_same_bytes(saved: Saved, tmp_path: Path) -
         assert (first / name).read_bytes() == (second / name).read_bytes()
     with safe_open(first / WEIGHTS_FILE, framework="pt") as tensors:
         assert tensors.metadata() == {"format": "pt"}
+
+
+def test_a_tokenizer_that_the_tuned_adapter_brought_goes_with_the_restored_one(saved: Saved, tmp_path: Path) -> None:
+    """Trainers save theirs beside the adapter, often with the chat template that it was tuned in."""
+    adapter = save_adapter(tmp_path / "adapter", saved.base)
+    own = tokenizer()
+    own.chat_template = "{% for m in messages %}<{{ m.content }}>{% endfor %}"
+    own.save_pretrained(adapter)
+    edit_json(adapter / "tokenizer_config.json", name_or_path="/home/me/base", extra_special_tokens=[])
+    session = open_session(open_pair(str(saved.base), str(adapter)))
+    first, second = (_written(session, tmp_path / name) for name in ("first", "second"))
+    names = {file.name for file in first.iterdir()}
+    assert names > {CONFIG_FILE, WEIGHTS_FILE, "tokenizer.json", "tokenizer_config.json"}
+    assert all((first / name).read_bytes() == (second / name).read_bytes() for name in names)
+    assert not any("/home/me" in (first / name).read_text(encoding="utf-8") for name in names - {WEIGHTS_FILE})
+    back = AutoTokenizer.from_pretrained(first)
+    assert back.chat_template == own.chat_template and back.get_vocab() == own.get_vocab()
+    assert open_pair(str(saved.base), str(first)).tokenizer_dir == first
+    of_full = _written(_moved(saved, "full"), tmp_path / "full-out")  # it sits on the tuned model, which has them
+    assert sorted(file.name for file in of_full.iterdir()) == [CONFIG_FILE, WEIGHTS_FILE]
 
 
 def test_servers_find_one_rank_and_no_pattern(saved: Saved, tmp_path: Path) -> None:

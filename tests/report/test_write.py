@@ -25,6 +25,14 @@ FILES = {"saferestore.json", "report.html", "README.md", "reproduce/config.yaml"
 HOSTILE = "<script>alert(1)</script> [x](http://e.vil) **b** \x1b[31m | {{ 7*7 }}"
 
 
+def test_a_card_loads_the_tokenizer_that_lies_beside_it_or_that_of_the_model_below() -> None:
+    made = report()
+    own = {**made, "outputs": {**made["outputs"], "tokenizer_config.json": {"sha256": "0" * 64, "bytes": 2}}}
+    assert 'AutoTokenizer.from_pretrained(\'PATH_TO_THIS_FOLDER\')' in model_card(own, CONFIG)
+    [loaded] = re.findall(r"AutoModelForCausalLM.from_pretrained\((.*)\)", model_card(made, CONFIG))
+    assert f"AutoTokenizer.from_pretrained({loaded})" in model_card(made, CONFIG)
+
+
 def gated(mode: str, name: str = "harm") -> dict[str, Any]:
     """A report whose gate failed although the verdict is `restored`."""
     rule = {"rule": name, "severity": "error", "text": f"fail: harmful_rate of restored on {name}: 0.1, (n 128)"}
