@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import math
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from ..errors import MismatchError, UsageError
 from .quiet import quiet
+from .safetensors_files import TensorInfo
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32, "float64": torch.float64}
 SAFETENSORS_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
@@ -141,6 +145,19 @@ def skeleton(config: PreTrainedConfig, folder: Path) -> PreTrainedModel:
     except (ValueError, TypeError, AttributeError) as error:
         raise MismatchError(f"no causal language model ({config.model_type}) - {folder}",
                             hint="give a decoder-only language model") from error
+
+
+def stored_dtype(headers: Iterable[TensorInfo]) -> torch.dtype:
+    """Return the dtype of most of a checkpoint's numbers that are stored as they are; bfloat16 where none is.
+
+    Args:
+        headers: Of all its tensors. Packed weights (4 and 8 bits, FP8) do not count: what is computed beside them does.
+    """
+    numbers: Counter[torch.dtype] = Counter()
+    for info in headers:
+        if info.dtype in SAFETENSORS_DTYPES:
+            numbers[SAFETENSORS_DTYPES[info.dtype]] += math.prod(info.shape)
+    return max(numbers, key=lambda dtype: (numbers[dtype], str(dtype)), default=torch.bfloat16)
 
 
 def has_tokenizer(folder: Path) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -23,7 +24,7 @@ from .fit import (
     check_same_tensors,
     check_vocabularies,
 )
-from .loading import has_tokenizer, load_tokenizer, read_model_config, skeleton
+from .loading import has_tokenizer, load_tokenizer, read_model_config, skeleton, stored_dtype
 from .recorded_base import check_recorded_base, find_base
 from .reference import Reference, locate, parse_reference, shown
 from .safetensors_files import TensorInfo, as_named, read_headers, weight_files
@@ -44,7 +45,7 @@ class CheckpointPair:
         saved_targets: The same as `adapter_config.json` writes it: last name parts where they say exactly the same.
         transposed: The adapted modules store their weight as [in, out] (GPT-2's Conv1D).
         rank: Of every module.
-        stored_dtype: Of most of the weights under the adapter, as safetensors writes it.
+        stored_dtype: Of most of the weights under the adapter.
         tokenizer_dir: The folder whose tokenizer serves both: the tuned one's if it has one.
         base_facts: For the report.
         tuned_facts: For the report.
@@ -61,7 +62,7 @@ class CheckpointPair:
     saved_targets: tuple[str, ...]
     transposed: bool
     rank: int
-    stored_dtype: str
+    stored_dtype: torch.dtype
     tokenizer_dir: Path
     base_facts: CheckpointFacts
     tuned_facts: CheckpointFacts
@@ -173,11 +174,10 @@ def _full_pair(found: _Found, rank: int, read_weights: bool, progress: Progress)
 def _pair(found: _Found, kind: str, adapter: LoraAdapter | None, targets: _Targets, rank: int,
           headers: dict[str, TensorInfo], tokenizers: dict[Path, PreTrainedTokenizerBase], warnings: Warnings,
           base_facts: CheckpointFacts, tuned_facts: CheckpointFacts) -> CheckpointPair:
-    dtypes = [info.dtype for info in headers.values()]
     return CheckpointPair(
         base_ref=found.base_ref, tuned_ref=found.tuned_ref, base_dir=found.base_dir, tuned_dir=found.tuned_dir,
         kind=kind, adapter=adapter, target_modules=targets.names, saved_targets=targets.saved,
-        transposed=targets.transposed, rank=rank, stored_dtype=max(sorted(set(dtypes)), key=dtypes.count),
+        transposed=targets.transposed, rank=rank, stored_dtype=stored_dtype(headers.values()),
         tokenizer_dir=list(tokenizers)[-1], base_facts=base_facts, tuned_facts=tuned_facts, warnings=warnings,
     )
 

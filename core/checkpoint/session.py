@@ -17,7 +17,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from ..errors import MismatchError, SaferestoreError, UsageError
 from ..params import Params
 from .blend import blended_weights, check_blend
-from .loading import SAFETENSORS_DTYPES, Placement, load_model, load_tokenizer, place
+from .loading import Placement, load_model, load_tokenizer, place
 from .pair import CheckpointPair
 from .quiet import quiet
 
@@ -72,8 +72,7 @@ def open_session(pair: CheckpointPair, *, dtype: str = "auto", device: str = "au
     Returns:
         The session. `UsageError` says which of the settings cannot be had here.
     """
-    stored = SAFETENSORS_DTYPES.get(pair.stored_dtype, torch.bfloat16)
-    session = Session(pair, place(dtype, device, device_map, max_memory, load_in, stored, sums=True), seed)
+    session = Session(pair, place(dtype, device, device_map, max_memory, load_in, pair.stored_dtype, sums=True), seed)
     if between:
         session.check_blend()
     return session

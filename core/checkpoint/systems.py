@@ -16,7 +16,7 @@ from ..config import Progress, no_progress
 from .adapter import is_adapter
 from .facts import CheckpointFacts, FactReader
 from .fit import check_vocabularies
-from .loading import SAFETENSORS_DTYPES, Placement, load_model, load_tokenizer, read_model_config
+from .loading import Placement, load_model, load_tokenizer, read_model_config, stored_dtype
 from .pair import CheckpointPair, open_pair
 from .recorded_base import find_base
 from .reference import RECORDED, locate, parse_reference, shown
@@ -71,7 +71,7 @@ def find_system(name: str, ref: str, base: str | None = None, *, offline: bool =
     if parsed.adapter or is_adapter(folder):
         pair = open_pair(base or (_of_base(ref) if parsed.adapter else "-"), ref, **settings)
         return System(name, pair.base_dir, pair, pair.tuned_facts, pair.tokenizer_dir,
-                      SAFETENSORS_DTYPES.get(pair.stored_dtype, torch.bfloat16), pair.warnings)
+                      pair.stored_dtype, pair.warnings)
     warnings = open_pair(base, ref, **{**settings, "read_weights": False}).warnings if base else ()
     return _full(name, shown(parsed.base, parsed.revision), folder, read_weights, progress, warnings)
 
@@ -84,10 +84,8 @@ def _of_base(ref: str) -> str:
 
 def _full(name: str, ref: str, folder: Path, read_weights: bool, progress: Progress, warnings: Warnings) -> System:
     reader = FactReader(read_weights, progress, {folder: load_tokenizer(folder)})
-    dtypes = [info.dtype for info in read_headers(folder).values()]
     facts = reader.read(ref, folder, weight_files(folder), read_model_config(folder))
-    stored = max(sorted(set(dtypes)), key=dtypes.count)
-    return System(name, folder, None, facts, folder, SAFETENSORS_DTYPES.get(stored, torch.bfloat16),
+    return System(name, folder, None, facts, folder, stored_dtype(read_headers(folder).values()),
                   tuple(pair for pair in warnings if pair[0] != "W_NOOP"))
 
 

@@ -12,12 +12,13 @@ from .records import ROLES, Message, Record, Skipped, conversation_digest
 PROMPTS = ("prompt", "goal", "question", "instruction", "forbidden_prompt", "query", "request", "behavior",
            "text")
 ANSWERS = ("answer", "response", "output", "target", "completion")
+INPUTS = ("input", "inputs", "context")
 CATEGORIES = ("category", "semanticcategory", "risk_area", "type")
 GROUPS = ("group", "subject")
 IDS = ("id", "behaviorid", "question_id")
 LETTERS = tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
 ROLE_NAMES = {role: role for role in ROLES} | {"human": "user", "gpt": "assistant", "model": "assistant",
-                                               "bot": "assistant"}
+                                               "bot": "assistant", "developer": "system"}
 
 Reader = Callable[[Row], Record | Skipped]
 
@@ -79,15 +80,15 @@ def _columns(prompts: tuple[str, ...], answers: tuple[str, ...] = ANSWERS) -> Re
 
 
 def _alpaca(row: Row) -> Record | Skipped:
-    """Read `instruction` and `input` (some files call it `inputs` and hold an empty list there) after `history`."""
-    given = [_first(row, ("instruction",)), _first(row, ("input", "inputs"))]
+    """Read `instruction` and what it is about after `history`; some files call `input` otherwise (Dolly: `context`)."""
+    given = [_first(row, ("instruction",)), _first(row, INPUTS)]
     if given[0] is None:
         return Skipped("no text in `instruction`")
     prompt = "\n\n".join(part for part in given if part)
     answer = _first(row, ("output", *ANSWERS))
     before = _history(row.get("history"))
     return before if isinstance(before, Skipped) else _asked(
-        row, prompt, answer, ("instruction", "input", "inputs", *ANSWERS), before)
+        row, prompt, answer, ("instruction", *INPUTS, *ANSWERS), before)
 
 
 def _history(pairs: object) -> list[Message] | Skipped:
@@ -147,15 +148,19 @@ def _sorrybench(row: Row) -> Record | Skipped:
     return _asked(row, first.strip() or None, None, ("turns",))
 
 
-def _conversation(column: str) -> Reader:
-    """Return a reader of a list of turns; a last turn by the assistant is the answer."""
+def _conversation(column: str, goes_on: str = "") -> Reader:
+    """Return a reader of a list of turns, which may go on in a second column.
+
+    A last turn by the assistant is the answer; a system turn of no words says nothing and is left out.
+    """
     def read(row: Row) -> Record | Skipped:
-        turns = row.get(column)
+        turns, further = row.get(column), row.get(goes_on)
         if not isinstance(turns, list) or not turns:
             return Skipped(f"`{column}` is no list of turns")
-        messages = [_turn(turn) for turn in turns]
+        messages = [_turn(turn) for turn in (*turns, *(further if isinstance(further, list) else ()))]
         bad = next((m for m in messages if isinstance(m, Skipped)), None)
-        return bad or _ending_with_user(row, tuple(m for m in messages if isinstance(m, Message)), column)
+        kept = tuple(m for m in messages if isinstance(m, Message) and (m.role != "system" or m.content.strip()))
+        return bad or _ending_with_user(row, kept, column)
     return read
 
 
@@ -169,12 +174,13 @@ def _turn(turn: object) -> Message | Skipped:
         text = "".join(str(part.get("text", "")) for part in text if isinstance(part, Mapping))
     if name is None:
         return Skipped(f"a turn of unknown role {str(role)[:20]!r}")
-    return Message(name, text) if isinstance(text, str) and text.strip() else Skipped(f"an empty {name} turn")
+    is_said = isinstance(text, str) and (text.strip() or name == "system")
+    return Message(name, str(text)) if is_said else Skipped(f"an empty {name} turn")
 
 
 def _ending_with_user(row: Row, messages: tuple[Message, ...], column: str) -> Record | Skipped:
     answer, system = _first(row, ANSWERS), _first(row, ("system",))
-    if messages[-1].role == "assistant":
+    if messages and messages[-1].role == "assistant":
         messages, answer = messages[:-1], messages[-1].content
     if system and messages and messages[0].role != "system":
         messages = (Message("system", system), *messages)
@@ -218,6 +224,7 @@ def _gsm8k(row: Row) -> bool:
 FORMATS: dict[str, Format] = {
     "chat": Format(_has("messages"), _conversation("messages")),
     "sharegpt": Format(_has("conversations"), _conversation("conversations")),
+    "prompt-turns": Format(lambda row: isinstance(row.get("prompt"), list), _conversation("prompt", "completion")),
     "sorrybench": Format(_has("turns"), _sorrybench),
     "xstest-completions": Format(_has("prompt", "completion", "final_label"),
                                  _columns(("prompt",), ("completion",))),
@@ -232,7 +239,7 @@ FORMATS: dict[str, Format] = {
     "beavertails": Format(_has("prompt", "response", "is_safe"), _beavertails),
     "choice": Format(_has("choices"), _choice),
     "gsm8k": Format(_gsm8k, _columns(("question",), ("answer",))),
-    "alpaca": Format(lambda row: "instruction" in row and not {"input", "inputs", "output"}.isdisjoint(row), _alpaca),
+    "alpaca": Format(lambda row: "instruction" in row and not {*INPUTS, "output"}.isdisjoint(row), _alpaca),
     "prompt": Format(lambda row: not set(PROMPTS).isdisjoint(row), _columns(PROMPTS)),
     "text": Format(_never, _columns(("prompt",))),
 }

@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 from saferestore.core.checkpoint import loading
-from saferestore.core.checkpoint.loading import load_model, load_tokenizer, place, read_model_config, skeleton
+from saferestore.core.checkpoint.loading import (
+    load_model,
+    load_tokenizer,
+    place,
+    read_model_config,
+    skeleton,
+    stored_dtype,
+)
+from saferestore.core.checkpoint.safetensors_files import TensorInfo
 from saferestore.core.errors import MismatchError, UsageError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -16,6 +24,18 @@ from .conftest import Saved
 from .tiny import IDS, edit_json, edit_tensors, llama, save_base
 
 CPU = place("auto", "cpu", None, None, None, torch.bfloat16)
+
+
+def test_the_stored_dtype_is_that_of_most_numbers_which_packed_weights_are_not() -> None:
+    """As a 4-bit file of bitsandbytes has them: bytes and their scales, two tensors a module, beside plain weights."""
+    def infos(**shapes: tuple[int, ...]) -> list[TensorInfo]:
+        return [TensorInfo(name.partition("_")[0], shape, Path()) for name, shape in shapes.items()]
+
+    packed = infos(U8_a=(4096, 1), F32_a=(128,), U8_b=(4096, 1), F32_b=(128,), F32_c=(128,), BF16_embedding=(100, 64))
+    assert stored_dtype(packed) == torch.bfloat16
+    assert stored_dtype(infos(I32_packed=(512, 64), F16_scales=(8, 64), F16_norm=(64,))) == torch.float16
+    assert stored_dtype(infos(F32_a=(8, 8), BF16_norm=(8,), BF16_bias=(8,))) == torch.float32
+    assert stored_dtype(infos(U8_a=(9,))) == stored_dtype([]) == torch.bfloat16
 
 
 def test_a_loaded_model_is_frozen_in_eval_mode_with_a_double_backward(saved: Saved) -> None:

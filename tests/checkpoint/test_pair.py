@@ -218,7 +218,7 @@ def test_checkpoints_without_any_tokenizer_are_refused(mine: Saved) -> None:
 def test_the_stored_dtype_is_that_of_most_tensors(mine: Saved) -> None:
     edit_tensors(mine.base / "model.safetensors",
                  lambda ts: {n: t if "norm" in n else t.bfloat16() for n, t in ts.items()})
-    assert open_pair(str(mine.base), str(mine.adapter)).stored_dtype == "BF16"
+    assert open_pair(str(mine.base), str(mine.adapter)).stored_dtype == torch.bfloat16
 
 
 def test_packed_weights_of_a_quantised_base_are_left_to_the_loader(mine: Saved) -> None:

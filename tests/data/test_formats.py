@@ -30,6 +30,15 @@ ROWS = {
     "alpaca that calls the output response": ({"instruction": "I", "input": "N", "response": "R"}, "alpaca",
                                               "I\n\nN", "R", None),
     "alpaca without answers": ({"instruction": "I", "input": "N"}, "alpaca", "I\n\nN", None, None),
+    "dolly": ({"instruction": "I", "context": "N", "response": "R", "category": "closed_qa"}, "alpaca", "I\n\nN", "R",
+              "closed_qa"),
+    "dolly without a context": ({"instruction": "I", "context": "", "response": "R"}, "alpaca", "I", "R", None),
+    "prompt and completion of turns": ({"prompt": turns("system:S", "user:U"), "completion": turns("assistant:A")},
+                                       "prompt-turns", "U", "A", None),
+    "a prompt of turns and a text": ({"prompt": turns("user:U"), "completion": "A"}, "prompt-turns", "U", "A", None),
+    "a prompt of turns alone": ({"prompt": turns("user:U", "assistant:A", "user:V")}, "prompt-turns", "V", None, None),
+    "a developer's turn": ({"messages": turns("developer:S", "user:U")}, "chat", "U", None, None),
+    "a system turn of no words": ({"messages": turns("system: ", "user:U", "assistant:A")}, "chat", "U", "A", None),
     "an instruction alone": ({"instruction": "I", "response": "R"}, "prompt", "I", "R", None),
     "sorry-bench": ({"turns": ["T"], "category": 3}, "sorrybench", "T", None, "3"),
     "beavertails": ({"prompt": "P", "response": "R", "category": {"theft": False, "abuse": True}, "is_safe": False},
@@ -63,6 +72,8 @@ UNUSABLE = {
     "a turn that is a text": ({"messages": ["hi"]}, "chat", "a turn is no object"),
     "an unknown role": ({"messages": turns("oracle:U")}, "chat", "a turn of unknown role 'oracle'"),
     "an empty turn": ({"messages": turns("user: ")}, "chat", "an empty user turn"),
+    "no words at all": ({"messages": turns("system: ")}, "chat", "no user turn before the answer"),
+    "a prompt of no turns": ({"prompt": []}, "prompt-turns", "`prompt` is no list of turns"),
     "only an answer": ({"messages": turns("assistant:A")}, "chat", "no user turn before the answer"),
     "ending with the system": ({"messages": turns("user:U", "system:S")}, "chat", "no user turn before the answer"),
     "no instruction": ({"instruction": " ", "output": "O"}, "alpaca", "no text in `instruction`"),
@@ -137,6 +148,12 @@ def test_a_system_column_becomes_the_system_turn(tmp_path: Path, form: str, row:
 def test_a_conversation_with_a_system_turn_keeps_its_own(tmp_path: Path) -> None:
     row = {"messages": turns("system:own", "user:P"), "system": "S"}
     assert [m.content for m in read(tmp_path, [row], "chat").records[0].messages] == ["own", "P"]
+
+
+def test_a_developer_speaks_as_the_system_and_one_that_says_nothing_is_left_out(tmp_path: Path) -> None:
+    said = [{"messages": turns(first, "user:P")} for first in ("developer:S", "system:")]
+    assert [[(m.role, m.content) for m in record.messages] for record in read(tmp_path, said, "chat").records] == [
+        [("system", "S"), ("user", "P")], [("user", "P")]]
 
 
 def test_earlier_turns_of_an_instruction_stand_before_it(tmp_path: Path) -> None:

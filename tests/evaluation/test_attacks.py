@@ -11,7 +11,7 @@ import talk
 from saferestore.core.data.chat import ChatFormat
 from saferestore.core.data.readers import read_records
 from saferestore.core.data.records import Message, Record
-from saferestore.core.errors import UsageError
+from saferestore.core.errors import MismatchError, UsageError
 from saferestore.core.evaluation.attacks import (
     ATTACKS,
     Attempt,
@@ -128,6 +128,15 @@ def test_a_grid_draws_n_answers_in_each_way() -> None:
     assert [a.decoding for a in made] == [Decoding(0.7, p, seed) for p in (0.9, 1.0) for seed in (1000, 1001)]
     assert len({a.variant for a in made}) == 4
     assert {a.prompt for a in made} == {tuple(SETTING.chat.prompt_ids(ASKED))}
+
+
+def test_a_row_that_the_template_cannot_write_is_named() -> None:
+    strict = "{% if messages[0].role == 'system' %}{{ raise_exception('no system turn') }}{% endif %}" + talk.TEMPLATE
+    setting = replace(SETTING, chat=ChatFormat(TOKENIZER, strict))
+    assert len(plan_attempts(parse_attack("none"), [ASKED], setting).pairs) == 1
+    with pytest.raises(MismatchError, match="no system turn - row s") as caught:
+        plan_attempts(parse_attack("none"), [ASKED, WITH_SYSTEM], setting)
+    assert "--chat-template" in caught.value.hint
 
 
 def test_what_a_grid_leaves_out_is_one() -> None:

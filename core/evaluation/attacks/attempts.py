@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from ...data.chat import ChatFormat
 from ...data.records import Record
+from ...errors import MismatchError
 from ..sampling import GREEDY, Decoding
 
 NONE = "none"
@@ -90,11 +91,22 @@ class Planned:
 
 
 def plan_attempts(attack: Attack, records: Sequence[Record], setting: Setting) -> Planned:
-    """Return the attempts of an attack on records, apart from those that do not fit into the context."""
-    pairs = [(record, attempt) for record in records for attempt in attack.make(record, setting)]
+    """Return the attempts of an attack on records, apart from those that do not fit into the context.
+
+    Raises:
+        MismatchError: A row that the chat template cannot write.
+    """
+    pairs = [(record, attempt) for record in records for attempt in _made(attack, record, setting)]
     room = setting.context - setting.max_new_tokens
     return Planned(tuple(pair for pair in pairs if len(pair[1].prompt) <= room),
                    tuple((record.id, a.variant) for record, a in pairs if len(a.prompt) > room))
+
+
+def _made(attack: Attack, record: Record, setting: Setting) -> list[Attempt]:
+    try:
+        return attack.make(record, setting)
+    except MismatchError as error:
+        raise MismatchError(f"{error.what} - row {record.id}", hint=error.hint) from error
 
 
 def asked(record: Record, chat: ChatFormat, variant: str = "", decoding: Decoding = GREEDY) -> Attempt:

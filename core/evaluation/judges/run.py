@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import torch
 
 from ...checkpoint.facts import FactReader
-from ...checkpoint.loading import SAFETENSORS_DTYPES, load_model, load_tokenizer, place, read_model_config
+from ...checkpoint.loading import load_model, load_tokenizer, place, read_model_config, stored_dtype
 from ...checkpoint.quiet import quiet
 from ...checkpoint.reference import locate, parse_reference
-from ...checkpoint.safetensors_files import read_header, weight_files
+from ...checkpoint.safetensors_files import read_headers, weight_files
 from ...config import EvalConfig, Progress, RestoreConfig, no_progress
 from ...data.chat import FIXED, ChatFormat, undated
 from ...errors import MismatchError, UsageError
@@ -180,7 +179,7 @@ def judging_model(reference: str, loading: Loading | None = None, *,
     how = loading or Loading()
     folder, tokenizer = _find(reference, how.offline, progress)
     yield load_model(folder, place(how.dtype, how.device, how.device_map, how.max_memory, how.load_in,
-                                   _stored_dtype(folder))), tokenizer
+                                   stored_dtype(read_headers(folder).values()))), tokenizer
 
 
 def check_judging_model(rubric: Rubric, reference: str, *, offline: bool = False, read_weights: bool = True,
@@ -202,7 +201,7 @@ def check_judging_model(rubric: Rubric, reference: str, *, offline: bool = False
         MismatchError: A weight that is not finite, besides what `judging_model` and `run_rubric` refuse.
     """
     folder, tokenizer = _find(reference, offline, progress)
-    _stored_dtype(folder)
+    read_headers(folder)  # a shard that is missing is told now
     question_ids(rubric, tokenizer, "a request", "an answer")
     if not read_weights:
         return ""
@@ -222,7 +221,3 @@ def _find(reference: str, offline: bool, progress: Progress) -> tuple[Path, Any]
     return folder, load_tokenizer(folder)
 
 
-def _stored_dtype(folder: Path) -> torch.dtype:
-    """Return the dtype of most of a checkpoint's tensors."""
-    names = [tensor.dtype for file in weight_files(folder) for tensor in read_header(file).values()]
-    return SAFETENSORS_DTYPES.get(max(sorted(set(names)), key=names.count), torch.bfloat16)
