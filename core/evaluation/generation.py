@@ -42,9 +42,9 @@ def generate(model: Any, prompts: Sequence[Sequence[int]], *, max_new_tokens: in
              keep: Callable[[Mapping[int, Generation]], None] | None = None) -> list[Generation]:
     """Answer every prompt.
 
-    Prompts of similar length are batched, the longest first, and padded on the left. The checkpoint's own
-    generation settings (sampling, repetition penalty, forced tokens, ...) are not used. When a batch does not
-    fit in memory, it and all later ones are halved; when one prompt alone does not, that is a SaferestoreError.
+    Prompts of similar length are batched, the longest first, and padded on the left. Of the checkpoint's own
+    generation settings (sampling, repetition penalty, forced tokens, ...) the ends alone are used. When a batch does
+    not fit in memory, it and all later ones are halved; when one prompt alone does not, that is a SaferestoreError.
     An empty prompt, or a size below 1, is a UsageError.
 
     Args:
@@ -54,7 +54,7 @@ def generate(model: Any, prompts: Sequence[Sequence[int]], *, max_new_tokens: in
         max_new_tokens: Longest answer.
         batch_size: Prompts a batch, at most, or `auto` (see `fitting_batch_size`).
         pad_id: Any token id; it is masked out.
-        eos_ids: Ids that end an answer; where empty, every answer has `max_new_tokens` tokens.
+        eos_ids: Ids that end an answer, beside those of `own_ends`; without any, all have `max_new_tokens` tokens.
         decoding: How tokens are chosen, for all prompts or one a prompt; greedy unless given.
         progress: Called after every batch with the number of prompts answered.
         stage: The name that progress is reported under.
@@ -120,6 +120,7 @@ def generate_batches(model: Any, prompts: Sequence[Sequence[int]], batches: Sequ
         A batch's prompt numbers and their answers in that order.
     """
     _check(prompts, max_new_tokens)
+    eos_ids = sorted({*eos_ids, *own_ends(model)})
     how = [decoding] * len(prompts) if isinstance(decoding, Decoding) else decoding
     ends, size = frozenset(eos_ids), max(map(len, batches), default=1)
     for batch in batches[start:]:
@@ -134,6 +135,24 @@ def generate_batches(model: Any, prompts: Sequence[Sequence[int]], batches: Sequ
                 else:
                     rows += found
         yield list(batch), [_until_eos(row, ends) for row in rows]
+
+
+def own_ends(model: Any) -> tuple[int, ...]:
+    """Return the ids that end an answer by the settings that a checkpoint brings in a file of its own.
+
+    Models whose template writes no end of a turn stop at the next speaker's name, which only stands there.
+
+    Args:
+        model: A Hugging Face model, or a PEFT model around one.
+
+    Returns:
+        The ids; none where the settings are but made of the model's configuration, whose defaults are often wrong.
+    """
+    settings = getattr(model, "generation_config", None)
+    if settings is None or getattr(settings, "_from_model_config", False):
+        return ()
+    ids = settings.eos_token_id
+    return tuple(ids) if isinstance(ids, list | tuple) else () if ids is None else (int(ids),)
 
 
 def _part(model: Any, prompts: Sequence[Sequence[int]], batch: Sequence[int], pad_id: int) -> Sequence[int]:

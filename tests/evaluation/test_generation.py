@@ -22,6 +22,7 @@ from saferestore.core.evaluation.generation import (
     Generation,
     generate,
     generate_batches,
+    own_ends,
     plan_batches,
     quiet_model,
 )
@@ -99,15 +100,30 @@ def test_the_adapter_answers_when_it_is_on_and_the_base_when_it_is_off() -> None
         assert run(peft_model, prompts) == base
 
 
-def test_the_checkpoints_own_generation_settings_are_ignored() -> None:
+def test_the_checkpoints_own_generation_settings_are_ignored_but_for_its_ends() -> None:
     model, prompts = tiny_llama(), some_prompts(12)
     expected = run(model, prompts)
     model.generation_config = GenerationConfig(do_sample=True, temperature=3.0, repetition_penalty=50.0, num_beams=3,
                                                no_repeat_ngram_size=1, suppress_tokens=list(range(3, 40)),
                                                forced_bos_token_id=44, forced_eos_token_id=2, min_new_tokens=9,
                                                bad_words_ids=[[41], [42]], sequence_bias={(50,): 99.0},
-                                               max_length=3, use_cache=False, bos_token_id=4, eos_token_id=7)
+                                               max_length=3, use_cache=False, bos_token_id=4)
     assert run(model, prompts) == expected
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("as_list", [False, True])
+def test_an_answer_ends_where_the_checkpoint_says_in_a_file_of_its_own(wrapped: bool, as_list: bool) -> None:
+    """As where a template writes no end of a turn and the next speaker's name is the end."""
+    model, prompts = with_adapter(tiny_llama()) if wrapped else tiny_llama(), some_prompts(12)
+    whole, inner = run(model, prompts), model.get_base_model() if wrapped else model
+    end = next(answer.tokens[2] for answer in whole if len(answer.tokens) > 2)
+    cut = [Generation(one.tokens[:one.tokens.index(end)], True) if end in one.tokens else one for one in whole]
+    inner.generation_config.eos_token_id = end  # made of the configuration: the file says nothing of it
+    assert run(model, prompts) == whole
+    inner.generation_config = GenerationConfig(eos_token_id=[end, 999] if as_list else end)
+    assert run(model, prompts) == cut != whole
+    assert own_ends(model) == ((end, 999) if as_list else (end,)) and own_ends(object()) == ()
 
 
 def state(model: Any) -> dict[str, Any]:

@@ -54,8 +54,8 @@ def run_rubric(rubric: Rubric, model: Any, tokenizer: Any, pairs: Sequence[tuple
     fitting = [i for i, ids in enumerate(asked) if len(ids) <= room]
     chat = ChatFormat(tokenizer, None)  # for its padding and its text; questions are written above
     outputs = generate(model, [asked[i] for i in fitting], max_new_tokens=rubric.max_new_tokens,
-                       batch_size=batch_size, pad_id=chat.pad_id, eos_ids=_stop_ids(model, tokenizer),
-                       progress=progress, stage=f"judge {rubric.name}")
+                       batch_size=batch_size, pad_id=chat.pad_id, eos_ids=chat.stop_ids, progress=progress,
+                       stage=f"judge {rubric.name}")
     read = {i: parse_output(rubric.parse, chat.text(out.tokens)) for i, out in zip(fitting, outputs, strict=True)}
     too_long = {i: Finding(error=f"{len(ids)} tokens do not fit, the judge takes {max(0, room)}")
                 for i, ids in enumerate(asked) if len(ids) > room}
@@ -125,13 +125,6 @@ def _must_show(text: str | None, answer: str) -> str:
         raise MismatchError("the judging model's chat template does not show the answer - --judge",
                             hint="give the checkpoint this rubric is for, or a rubric with `input: text`")
     return text
-
-
-def _stop_ids(model: Any, tokenizer: Any) -> list[int]:
-    """Return the ids that end an output: the tokenizer's and those of the checkpoint's generation settings."""
-    own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    ids = {*([own] if isinstance(own, int) else own or []), tokenizer.eos_token_id}
-    return sorted(token for token in ids if isinstance(token, int))
 
 
 def _context(model: Any) -> float:
