@@ -42,11 +42,12 @@ def three(names: Collection[str]) -> str:
 def linear_modules(model: PreTrainedModel) -> dict[str, nn.Module]:
     """Return the modules LoRA can adapt, by name: linear layers and GPT-2's Conv1D, the output head left out.
 
-    Routers of experts that are linear layers themselves give more than one tensor, and are left out, too.
+    Routers of experts that are linear layers themselves give more than one tensor, and are left out, too; so is what
+    no text goes through, such as a vision tower, which servers do not adapt.
     """
-    head = model.get_output_embeddings()
-    return {name: module for name, module in model.named_modules()
-            if isinstance(module, nn.Linear | Conv1D) and module is not head and "Router" not in type(module).__name__}
+    head, reads_text = model.get_output_embeddings(), {id(module) for module in model.get_decoder().modules()}
+    return {name: module for name, module in model.named_modules() if id(module) in reads_text and module is not head
+            and isinstance(module, nn.Linear | Conv1D) and "Router" not in type(module).__name__}
 
 
 def adaptable_modules(model: PreTrainedModel) -> list[str]:

@@ -17,6 +17,8 @@ from saferestore.core.errors import MismatchError, NumericalError
 from safetensors import safe_open
 from transformers import (
     AutoTokenizer,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
     Llama4ForCausalLM,
     Llama4TextConfig,
     MambaConfig,
@@ -159,9 +161,18 @@ def _mamba() -> PreTrainedModel:
     return MambaForCausalLM(MambaConfig(vocab_size=40, hidden_size=16, state_size=4, num_hidden_layers=2))
 
 
+def _with_vision() -> PreTrainedModel:
+    return Gemma3ForConditionalGeneration(Gemma3Config(
+        text_config=SHAPE | {"model_type": "gemma3_text", "head_dim": 8, "sliding_window": 8},
+        vision_config={"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+                       "image_size": 8, "patch_size": 4},
+        mm_tokens_per_image=1, image_token_index=37, boi_token_index=38, eoi_token_index=39))
+
+
 @pytest.mark.parametrize(("make", "left_out", "taken"), [
     (deepseek, ("gate_proj", "up_proj", "down_proj"), "kv_b_proj"),  # PEFT takes these names for those of experts
     (_llama4, ("router",), "down_proj"),  # gives a pair
+    (_with_vision, ("out_proj", "fc1", "fc2"), "q_proj"),  # no text goes through them
     (_mamba, ("out_proj",), "in_proj"),  # PEFT refuses it: kernels use its weight without calling it
 ])
 def test_modules_that_peft_cannot_adapt_are_left_out_of_a_full_pair(
