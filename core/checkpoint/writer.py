@@ -44,8 +44,11 @@ def write_adapter(folder: Path, params: Params, pair: CheckpointPair) -> None:
     text = json.dumps(_config(pair), indent=2, sort_keys=True)
     (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
     if pair.kind == "lora" and pair.tokenizer_dir == pair.tuned_dir:
+        tokenizer = load_tokenizer(pair.tokenizer_dir)
+        for how_it_was_found in ("is_local", "local_files_only"):
+            tokenizer.init_kwargs.pop(how_it_was_found, None)
         with quiet():
-            load_tokenizer(pair.tokenizer_dir).save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
 
 
 def _config(pair: CheckpointPair) -> dict[str, object]:

@@ -103,6 +103,7 @@ def test_a_tokenizer_that_the_tuned_adapter_brought_goes_with_the_restored_one(s
     assert names > {CONFIG_FILE, WEIGHTS_FILE, "tokenizer.json", "tokenizer_config.json"}
     assert all((first / name).read_bytes() == (second / name).read_bytes() for name in names)
     assert not any("/home/me" in (first / name).read_text(encoding="utf-8") for name in names - {WEIGHTS_FILE})
+    assert "local" not in (first / "tokenizer_config.json").read_text(encoding="utf-8")
     back = AutoTokenizer.from_pretrained(first)
     assert back.chat_template == own.chat_template and back.get_vocab() == own.get_vocab()
     assert open_pair(str(saved.base), str(first)).tokenizer_dir == first
