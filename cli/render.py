@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from ..core.report import rows
 
 WIDTH = 80
 COLOURS = {"restored": "bold green", "partial": "bold yellow", "unchanged": "bold red", "refused": "bold red"}
+GATE_COLOURS = {"pass": "bold green", "fail": "bold red", "inconclusive": "bold yellow", "none": "bold"}
+GATE_TITLES = {"pass": "gate passed", "fail": "gate failed", "inconclusive": "gate inconclusive", "none": "measured"}
 
 
 def print_report(report: dict[str, Any], out: Path, *, brief: bool = False) -> None:
@@ -81,10 +83,14 @@ class _Rate(ProgressColumn):
 
 
 def title(report: dict[str, Any]) -> Text:
-    """Return the first line: the verdict, its exit code and the figure that carries it, or that nothing was lost."""
+    """Return the first line: the verdict, the gate's, the exit code and the figure, or that nothing was lost."""
     before, after = (rows.rate_text(report[key]["harmful_rate"]).split(" ")[0] for key in ("before", "after"))
     safe = any(warning["code"] == "W_ALREADY_SAFE" for warning in report["warnings"])
-    return Text.assemble((report["verdict"], COLOURS[report["verdict"]]), f" (exit {report['exit_code']}): ",
+    gate = report.get("gate", {"verdict": None, "mode": None})
+    gated = [", ", (GATE_TITLES[gate["verdict"]], GATE_COLOURS[gate["verdict"]])] if gate["verdict"] else []
+    advisory = ", advisory" if gate["mode"] == "advisory" else ""
+    return Text.assemble((report["verdict"], COLOURS[report["verdict"]]), *gated,
+                         f" (exit {report['exit_code']}{advisory}): ",
                          "nothing was lost, " if safe else "", f"harmful answers {before} -> {after}")
 
 
@@ -142,11 +148,27 @@ def _cost(report: dict[str, Any]) -> str:
 def _gate(report: dict[str, Any]) -> list[RenderableType]:
     if "gate" not in report:
         return []
-    table = table_of(["gate", "system", "verdict", "found", "end", "limit", "n"])
-    for rule in report["gate"]["rules"]:
-        numbers = ("-" if rule[key] is None else rows.number_text(rule[key]) for key in ("value", "bound", "threshold"))
-        table.add_row(text_of(rule["rule"][:20]), rule["system"], text_of(rule["verdict"]), *numbers, str(rule["n"]))
-    return [table]
+    return [rules_table(report["gate"]["rules"],
+                        lambda rule: "" if rule["attack"] == "none" else f" [{rule['attack']}]")]
+
+
+def rules_table(rules: list[dict[str, Any]], where: Callable[[dict[str, Any]], str]) -> Table:
+    """Return the rules of a gate with what each found; `where` tells rules whose names begin alike from each other."""
+    table = wrapping_table(["rule", "system", "verdict", "found (end)", "limit", "n", "+n"])
+    for rule in rules:
+        mark = " (warning)" if rule["severity"] == "warning" else ""
+        table.add_row(name_of(f"{name_of(rule['rule'], 24)}{where(rule)}{mark}", 120), name_of(rule["system"]),
+                      text_of(rule["verdict"], GATE_COLOURS[rule["verdict"]]), _found(rule),
+                      f"{'≤' if rule['kind'] != 'min_lower' else '≥'} {rows.number_text(rule['threshold'])}",
+                      str(rule["n"]), str(rule["more_samples"] or ""))
+    return table
+
+
+def _found(rule: dict[str, Any]) -> str:
+    if rule["value"] is None:
+        return "not measured"
+    bound = "-" if rule["bound"] is None else rows.number_text(rule["bound"])
+    return f"{rows.number_text(rule['value'])} ({bound})"
 
 
 def _controls(report: dict[str, Any]) -> list[RenderableType]:
@@ -207,6 +229,19 @@ def table_of(headers: list[str]) -> Table:
     for header in headers:
         table.add_column(text_of(header), no_wrap=header != "")
     return table
+
+
+def wrapping_table(headers: list[str]) -> Table:
+    """Return a table whose first column goes on in the next line where it is too long, so that no number is cut off."""
+    table = table_of(headers)
+    table.columns[0].no_wrap, table.columns[0].overflow = False, "fold"
+    return table
+
+
+def name_of(name: str, longest: int = 20) -> Text:
+    """Return a name of unknown origin on one line, cut to so many characters."""
+    line = " ".join(rows.plain(name).split())
+    return Text(line if len(line) <= longest else f"{line[:longest - 3]}...")
 
 
 def text_of(text: str, style: str = "") -> Text:

@@ -57,6 +57,38 @@ def test_the_first_line_says_where_nothing_was_lost(capsys: pytest.CaptureFixtur
     assert "nothing was lost" not in printed(report(), capsys)
 
 
+RULE = {"rule": "drift", "severity": "error", "metric": "kl_to_tuned_nats_per_token", "system": "restored",
+        "set": "retain", "judge": "none", "attack": "none", "verdict": "inconclusive", "kind": "max_upper",
+        "threshold": 0.000325, "value": 0.000312, "bound": 0.000412, "n": 2048, "errors": 0, "more_samples": 4096,
+        "text": "inconclusive"}
+
+
+@pytest.mark.parametrize(("verdict", "mode", "code", "line"), [
+    ("fail", "enforce", 3, "restored, gate failed (exit 3): harmful answers 97.7% -> 0.8%"),
+    ("inconclusive", "enforce", 4, "restored, gate inconclusive (exit 4): harmful answers 97.7% -> 0.8%"),
+    ("fail", "advisory", 0, "restored, gate failed (exit 0, advisory): harmful answers 97.7% -> 0.8%")])
+def test_the_first_line_says_what_the_gate_came_to(capsys: pytest.CaptureFixture[str], verdict: str, mode: str,
+                                                   code: int, line: str) -> None:
+    made = report(exit_code=code, gate={"verdict": verdict, "mode": mode, "rules": [RULE]})
+    render.print_report(made, Path("out"), brief=True)
+    assert capsys.readouterr().out == f"{line}\n"
+
+
+def test_rules_of_a_gate_are_told_apart_and_no_number_of_them_is_cut(capsys: pytest.CaptureFixture[str]) -> None:
+    attacked = {**RULE, "metric": "attack_success_rate", "value": 0.0156, "bound": 0.0553, "threshold": 0.9}
+    rules = [{**attacked, "rule": f"attack_success_rate under {attack} max upper 0.9", "attack": attack}
+             for attack in ("prefill:5", "manyshot:5")]
+    few = {**RULE, "rule": "few", "value": None, "bound": None, "severity": "warning", "kind": "min_lower"}
+    made = report(exit_code=3, gate={"verdict": "fail", "mode": "enforce", "rules": [RULE, *rules, few]})
+    text = printed(made, capsys)
+    assert "0.000312 (0.000412)" in text and "≤ 0.000325" in text and "≥ 0.000325" in text and text.count("2048") == 4
+    width = next(line.index("system") for line in text.splitlines() if line.startswith(" rule "))
+    names = "".join("".join(line[:width] for line in text.splitlines()).split())
+    assert all(told in names for told in ("drift", "[prefill:5]", "[manyshot:5]", "few(warning)"))
+    assert "not measured" in text
+    assert "…" not in text and max(map(len, text.splitlines())) <= 80
+
+
 def test_a_missing_figure_is_a_dash_with_its_reason(capsys: pytest.CaptureFixture[str]) -> None:
     text = printed(without_task(), capsys)
     assert "task accuracy: not given, no task rows were given" in text
