@@ -119,6 +119,8 @@ def _footnotes(report: dict[str, Any]) -> Iterator[Text]:
 
 def _facts(report: dict[str, Any], out: Path) -> Padding:
     table = Table.grid(padding=(0, 2))
+    table.add_column()
+    table.add_column(overflow="fold")
     for name, value in (("drift of budget", _drift(report)), ("stopped because", rows.stopped_text(report)),
                         *_relearning(report), ("cost", _cost(report)), ("written to", str(out))):
         table.add_row(Text(name, style="bold"), text_of(value))
@@ -191,11 +193,12 @@ def _modules(report: dict[str, Any]) -> list[RenderableType]:
     for module in modules:
         share = module["update_share"] or 0
         bar = "█" * round(13 * share / longest)
-        table.add_row(text_of(_shortened(module["module"])), f"{rows.percent(share)}%", bar)
+        table.add_row(text_of(shortened(module["module"])), f"{rows.percent(share)}%", bar)
     return [table]
 
 
-def _shortened(name: str, width: int = 42) -> str:
+def shortened(name: str, width: int = 42) -> str:
+    """Return the end of a module's name, which tells it from others, with dots for what is left out."""
     return name if len(name) <= width else "..." + name[3 - width:]
 
 
@@ -224,17 +227,17 @@ def size_text(count: float) -> str:
 
 
 def table_of(headers: list[str]) -> Table:
-    """Return an empty table without lines."""
+    """Return an empty table without lines; a column without a header goes on in the next line where it is too long."""
     table = Table(box=None, padding=(0, 1), pad_edge=True, header_style="bold")
     for header in headers:
-        table.add_column(text_of(header), no_wrap=header != "")
+        table.add_column(text_of(header), no_wrap=header != "", overflow="fold" if header == "" else "ellipsis")
     return table
 
 
-def wrapping_table(headers: list[str]) -> Table:
-    """Return a table whose first column goes on in the next line where it is too long, so that no number is cut off."""
+def wrapping_table(headers: list[str], column: int = 0) -> Table:
+    """Return a table of which one column goes on in the next line where it is too long: no number is cut off."""
     table = table_of(headers)
-    table.columns[0].no_wrap, table.columns[0].overflow = False, "fold"
+    table.columns[column].no_wrap, table.columns[column].overflow = False, "fold"
     return table
 
 

@@ -89,6 +89,14 @@ def test_rules_of_a_gate_are_told_apart_and_no_number_of_them_is_cut(capsys: pyt
     assert "…" not in text and max(map(len, text.splitlines())) <= 80
 
 
+def test_no_path_is_cut_off_however_long(capsys: pytest.CaptureFixture[str]) -> None:
+    out = Path("/folder" * 30)
+    render.print_report(report(), out)
+    render.print_plan({"base": str(out), "rows": {"harmful_fit": 9}})
+    shown = capsys.readouterr().out
+    assert "".join(shown.split()).count(str(out)) == 2 and max(map(len, shown.splitlines())) <= 80
+
+
 def test_a_missing_figure_is_a_dash_with_its_reason(capsys: pytest.CaptureFixture[str]) -> None:
     text = printed(without_task(), capsys)
     assert "task accuracy: not given, no task rows were given" in text
