@@ -27,7 +27,7 @@ GATE_TITLES = {"pass": "gate passed", "fail": "gate failed", "inconclusive": "ga
 def print_report(report: dict[str, Any], out: Path, *, brief: bool = False) -> None:
     """Print the summary of a finished run on stdout, at most 80 columns wide; only its first line if `brief`."""
     console = console_of(sys.stdout)
-    console.print(title(report))
+    console.print(title(report), soft_wrap=True)
     if not brief:
         console.print(summary(report, out))
 

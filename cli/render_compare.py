@@ -23,7 +23,7 @@ BLOCKS = " ·░░▒▒▓▓█"
 def print_comparison(found: dict[str, Any], out: Path | None, *, brief: bool = False) -> None:
     """Print the verdict and the tables on stdout; only the first line if `brief`."""
     console = console_of(sys.stdout)
-    console.print(text_of(found["sentences"][0]))
+    console.print(text_of(found["sentences"][0]), soft_wrap=True)
     if not brief:
         for part in _parts(found, out):
             console.print(part)

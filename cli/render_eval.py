@@ -38,7 +38,7 @@ Json = dict[str, Any]
 def print_results(results: Json, out: Path | None, *, brief: bool = False) -> None:
     """Print what an evaluation found on stdout, at most 80 columns wide; only the first line if `brief`."""
     console = console_of(sys.stdout)
-    console.print(title(results))
+    console.print(title(results), soft_wrap=True)
     if brief:
         return
     for part in (*_rules(results), *_metrics(results), *_comparisons(results), *_agreement(results)):

@@ -24,7 +24,7 @@ Json = dict[str, Any]
 def print_probe(found: Json, out: Path | None, *, brief: bool = False) -> None:
     """Print what a checkpoint is and what was measured on stdout; only the first line if `brief`."""
     console = console_of(sys.stdout)
-    console.print(text_of(title(found), "bold"))
+    console.print(text_of(title(found), "bold"), soft_wrap=True)
     if brief:
         return
     for part in (_sizes(found), _servers(found), _losses(found), _lines(found), _curvature(found)):

@@ -21,7 +21,7 @@ BLOCKS = " ·░░▒▒▓▓█"
 def print_score(found: dict[str, Any], out: Path | None, clean: Path | None, *, brief: bool = False) -> None:
     """Print the tables on stdout; only the first line if `brief`."""
     console = console_of(sys.stdout)
-    console.print(text_of(_title(found)))
+    console.print(text_of(_title(found)), soft_wrap=True)
     if brief:
         return
     for part in _parts(found):

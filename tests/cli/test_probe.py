@@ -106,6 +106,7 @@ def test_json_is_the_document_and_nothing_else(seen: Seen, capsys: pytest.Captur
 
 
 def test_quiet_is_one_line(seen: Seen, capsys: pytest.CaptureFixture[str]) -> None:
+    seen.found["inputs"]["model"]["ref"] = "hub/a-model-of-a-long-name-8B-Instruct+somebody/its-adapter-of-a-long-name"
     assert run(["probe", "m", "-q"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 1
 

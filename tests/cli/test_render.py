@@ -57,6 +57,15 @@ def test_the_first_line_says_where_nothing_was_lost(capsys: pytest.CaptureFixtur
     assert "nothing was lost" not in printed(report(), capsys)
 
 
+def test_the_only_line_of_a_quiet_run_is_one_however_long(capsys: pytest.CaptureFixture[str]) -> None:
+    gate = {"verdict": "inconclusive", "mode": "enforce", "rules": [RULE]}
+    made = report(verdict="unchanged", exit_code=4, gate=gate,
+                  warnings=[{"code": "W_ALREADY_SAFE", "message": "the tuned model refuses"}])
+    render.print_report(made, Path("out"), brief=True)
+    [line] = capsys.readouterr().out.splitlines()
+    assert line.endswith("(exit 4): nothing was lost, harmful answers 97.7% -> 0.8%") and len(line) > 80
+
+
 RULE = {"rule": "drift", "severity": "error", "metric": "kl_to_tuned_nats_per_token", "system": "restored",
         "set": "retain", "judge": "none", "attack": "none", "verdict": "inconclusive", "kind": "max_upper",
         "threshold": 0.000325, "value": 0.000312, "bound": 0.000412, "n": 2048, "errors": 0, "more_samples": 4096,
