@@ -44,13 +44,11 @@ def print_warning(text: str) -> None:
 
 
 def print_plan(plan: dict[str, Any]) -> None:
-    """Print what `--dry-run` found, one line a value, and its warnings on stderr."""
+    """Print what `--dry-run` found, one line a value; its warnings are for `print_warnings`."""
     table = table_of(["plan", ""])
     for name, value in _flat({key: value for key, value in plan.items() if key != "warnings"}):
         table.add_row(text_of(name.replace("_", " ")), text_of(value))
     console_of(sys.stdout).print(table)
-    for warning in plan.get("warnings", []):
-        print_warning(warning)
 
 
 @contextlib.contextmanager

@@ -162,5 +162,9 @@ def print_calibration(found: Json) -> None:
     console.print(text_of(" sensitivity: found among what people labelled so; specificity: left among the rest; "
                           "percent with Wilson 95% intervals; partial refusals are counted both ways; `?` answers "
                           "not judged, in neither rate", "dim"))
+
+
+def print_rejected(found: Json) -> None:
+    """Print the lines of labelled answers that could not be used on stderr."""
     for rejected in found["rejected"]:
         print_warning(f"{rejected['file']} line {rejected['line']}: {rejected['reason']}")

@@ -83,6 +83,14 @@ def print_document(found: dict[str, Any], view: View, show: Callable[[dict[str, 
         show(found)
 
 
+def print_plan(plan: dict[str, Any], view: View) -> int:
+    """Print what `--dry-run` found, then its warnings, and return 0."""
+    print_document(plan, view, render.print_plan)
+    if not view.quiet:
+        render.print_warnings(plan)
+    return 0
+
+
 def execute(config: RestoreConfig, run: Run, view: View, *, dry_run: bool, print_config: bool) -> int:
     """Run, plan or print, whichever was asked for, and return the exit code."""
     if print_config:
@@ -91,17 +99,12 @@ def execute(config: RestoreConfig, run: Run, view: View, *, dry_run: bool, print
     if run.out is not None:
         check_out(run.out, force=config.force, reads=config.reads)
     if dry_run:
-        return _plan(config, view)
+        from ..core import pipeline
+
+        return print_plan(pipeline.plan(config), view)
     if run.out is None:
         raise UsageError("no folder to write - --out", hint="add -o OUT, or --dry-run to see the plan")
     return _restore(config, run.out, view, {"resume": run.resume, "restart": run.restart})
-
-
-def _plan(config: RestoreConfig, view: View) -> int:
-    from ..core import pipeline
-
-    print_document(pipeline.plan(config), view, render.print_plan)
-    return 0
 
 
 def _restore(config: RestoreConfig, out: Path, view: View, earlier: dict[str, bool]) -> int:

@@ -67,7 +67,7 @@ def estimate(pair: CheckpointPair, rows: Selection, config: RestoreConfig, *, de
                   "kronecker_factors": factor_bytes(shapes) if config.engine == "ekfac" else 0,
                   "log_probabilities_at_most": answers["retain"] * vocabulary * 4},
         "seconds_about": _seconds(passes * tokens * weights, "gradient", device),
-        "warnings": [f"{code}: {message}" for code, message in (*pair.warnings, *rows.warnings)],
+        "warnings": [{"code": code, "message": text} for code, text in (*pair.warnings, *rows.warnings)],
     }
 
 
@@ -98,7 +98,7 @@ def estimate_evaluation(setup: Setup, max_new_tokens: int, *, device: str) -> Js
         "prompt_tokens": len(systems) * asked, "generated_tokens_at_most": len(systems) * made,
         "bytes": {"weights_on_disk": sum(files.values())},
         "seconds_about": _seconds(work, "generation", device),
-        "warnings": [f"{code}: {message}" for code, message in warnings_of(setup)],
+        "warnings": [{"code": code, "message": text} for code, text in warnings_of(setup)],
     }
 
 

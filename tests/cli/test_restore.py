@@ -110,6 +110,14 @@ def test_a_plan_is_printed_without_a_run(pipeline: Pipeline, capsys: Capture) ->
     assert [out for _, out in pipeline.called] == [None, None]
 
 
+@pytest.mark.parametrize(("flags", "said"), [([], "warning: W_NO_TASK_ROWS none\n"), (["-q"], ""),
+                                             (["--json"], "warning: W_NO_TASK_ROWS none\n")])
+def test_warnings_of_a_plan_are_those_of_a_run(pipeline: Pipeline, capsys: Capture, flags: list[str],
+                                               said: str) -> None:
+    assert run(["restore", "b", "t", "--dry-run", *flags]) == 0
+    assert capsys.readouterr().err == said
+
+
 def test_a_plan_finds_an_out_that_cannot_be_written(pipeline: Pipeline, capsys: Capture) -> None:
     Path("out").write_text("", encoding="utf-8")
     assert run(["restore", "b", "t", "-o", "out", "--dry-run"]) == 2
