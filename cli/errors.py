@@ -53,12 +53,12 @@ def failure(error: BaseException) -> Failure:
     return Failure(what or f"{name}: {error}", hint, code)
 
 
-def show(failed: Failure, arguments: Sequence[str], error: BaseException | None = None) -> int:
-    """Print a failure the way the arguments ask for and return its exit code."""
-    if error is not None and _asked("debug", arguments):
+def show(failed: Failure, arguments: Sequence[str] | None, error: BaseException | None = None) -> int:
+    """Print a failure the way the arguments ask for (None: its document is printed) and return its exit code."""
+    if error is not None and arguments is not None and _asked("debug", arguments):
         traceback.print_exception(error)
     what, hint = _cut(_line(failed.what)), _line(failed.hint)
-    if _asked("json", arguments):
+    if arguments is not None and _asked("json", arguments):
         command = next((word for word in arguments if not word.startswith("-")), "restore")
         print(json.dumps(_document(command, what, hint, failed.exit_code), indent=2, ensure_ascii=False))
     print(f"error: {what}\nhint: {hint}", file=sys.stderr)

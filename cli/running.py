@@ -120,4 +120,4 @@ def _restore(config: RestoreConfig, out: Path, view: View, earlier: dict[str, bo
 def _show_refusal(report: dict[str, Any], view: View) -> int:
     if view.json:
         sys.stdout.write(report_text(report))
-    return show(Failure(**report["error"], exit_code=report["exit_code"]), ())
+    return show(Failure(**report["error"], exit_code=report["exit_code"]), None)

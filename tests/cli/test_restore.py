@@ -148,13 +148,17 @@ def test_quiet_prints_one_line(pipeline: Pipeline, capsys: Capture) -> None:
     assert captured.out == "restored (exit 0): harmful answers 97.7% -> 0.8%\n" and captured.err == ""
 
 
-def test_a_refused_report_is_an_error_and_still_the_document(pipeline: Pipeline, capsys: Capture) -> None:
+@pytest.mark.parametrize("by", ["flag", "environment"])
+def test_a_refused_report_is_an_error_and_still_the_document(
+        pipeline: Pipeline, capsys: Capture, monkeypatch: pytest.MonkeyPatch, by: str) -> None:
+    if by == "environment":
+        monkeypatch.setenv("SAFERESTORE_JSON", "1")
     pipeline.outcome = {
         "schema_version": "1.0", "command": "restore", "status": "error", "exit_code": 1, "verdict": "refused",
         "error": {"what": "the loss is not finite", "hint": "lower --max-drift"}, "warnings": []}
-    assert run(["restore", "b", "t", "-o", "out", "--json"]) == 1
+    assert run(["restore", "b", "t", "-o", "out", *(["--json"] if by == "flag" else [])]) == 1
     captured = capsys.readouterr()
-    assert json.loads(captured.out)["verdict"] == "refused"
+    assert json.loads(captured.out) == pipeline.outcome
     assert two_lines(captured.err) == ("the loss is not finite", "lower --max-drift")
 
 
