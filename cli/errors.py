@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -60,9 +61,17 @@ def show(failed: Failure, arguments: Sequence[str] | None, error: BaseException 
     what, hint = _cut(_line(failed.what)), _line(failed.hint)
     if arguments is not None and _asked("json", arguments):
         command = next((word for word in arguments if not word.startswith("-")), "restore")
-        print(json.dumps(_document(command, what, hint, failed.exit_code), indent=2, ensure_ascii=False))
+        document = _document(command, what, hint, failed.exit_code)
+        write_document(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
     print(f"error: {what}\nhint: {hint}", file=sys.stderr)
     return failed.exit_code
+
+
+def write_document(text: str) -> None:
+    """Write what programs read to stdout: in UTF-8, as JSON and --config are, whatever the terminal's encoding."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
+    sys.stdout.write(text)
 
 
 def _asked(flag: str, arguments: Sequence[str]) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from ..core.errors import UsageError
 from ..core.report.staging import check_out
 from ..core.report.write import report_text
 from . import render
-from .errors import Failure, show
+from .errors import Failure, show, write_document
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ def check_earlier(out: Path | None, *, resume: bool, restart: bool) -> None:
 
 def print_settings(config: Any) -> int:
     """Print the settings as YAML, which --config reads, and return 0."""
-    sys.stdout.write(to_yaml(config))
+    write_document(to_yaml(config))
     return 0
 
 
@@ -78,7 +77,7 @@ def finished(command: Callable[..., dict[str, Any]], view: View, show: Callable[
 def print_document(found: dict[str, Any], view: View, show: Callable[[dict[str, Any]], None]) -> None:
     """Print a document as JSON, or by `show`."""
     if view.json:
-        sys.stdout.write(report_text(found))
+        write_document(report_text(found))
     else:
         show(found)
 
@@ -119,5 +118,5 @@ def _restore(config: RestoreConfig, out: Path, view: View, earlier: dict[str, bo
 
 def _show_refusal(report: dict[str, Any], view: View) -> int:
     if view.json:
-        sys.stdout.write(report_text(report))
+        write_document(report_text(report))
     return show(Failure(**report["error"], exit_code=report["exit_code"]), None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 from pathlib import Path
 
@@ -99,6 +100,29 @@ def test_the_printed_configuration_is_read_back(pipeline: Pipeline, capsys: Capt
     Path("c.yaml").write_text(capsys.readouterr().out, encoding="utf-8")
     assert run(["restore", "-c", "c.yaml", "-o", "out"]) == 0
     assert pipeline.called[0][0] == RestoreConfig(base="b", tuned="t", task=("x",), controls=False)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
+def test_what_programs_read_is_utf_8_whatever_the_terminal_has(
+        pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, encoding: str) -> None:
+    """Files of --config are, JSON is by its standard, and both come from a pipe."""
+    name = "Modelle/größer \u2603"
+
+    def told(*arguments: str) -> bytes:
+        stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="replace")
+        with monkeypatch.context() as patch:
+            patch.setattr("sys.stdout", stream)
+            run(["restore", name, "t", *arguments])
+            stream.flush()
+        return stream.buffer.getvalue()
+
+    Path("c.yaml").write_bytes(told("--print-config"))
+    assert run(["restore", "-c", "c.yaml", "-o", "out"]) == 0
+    assert pipeline.called[0][0].base == name
+    pipeline.outcome = report(stopped_because=name)
+    assert json.loads(told("-o", "out", "--json").decode("utf-8"))["stopped_because"] == name
+    pipeline.outcome = UsageError(f"no such folder - {name}", hint="h")
+    assert json.loads(told("-o", "out", "--json").decode("utf-8"))["error"]["what"] == f"no such folder - {name}"
 
 
 def test_a_plan_is_printed_without_a_run(pipeline: Pipeline, capsys: Capture) -> None:
