@@ -27,8 +27,8 @@ BASE is the aligned model, TUNED what fine-tuning made of it: a folder, or a hub
 
 CODES = "\b\nExit codes:\n" + "\n".join(f"{code:>5}  {meaning}" for code, meaning in EXIT_CODES.items())
 
-SOURCES = """A setting is taken from its flag, else from the environment (--max-drift: SAFERESTORE_MAX_DRIFT), else from
---config FILE, else its default.
+SOURCES = """A setting is taken from its flag, else from the environment (--batch-size: SAFERESTORE_BATCH_SIZE), else
+from --config FILE, else its default.
 """
 
 interrupts: list[bool] = []

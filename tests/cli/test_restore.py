@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -331,6 +332,14 @@ def test_the_help_names_no_type_of_the_program(capsys: Capture) -> None:
     for command in ("restore", "eval", "compare", "probe", "score"):
         assert run([command, "--help"]) == 0
         assert "list[" not in (text := capsys.readouterr().out) and "-o, --out OUT" in text
+
+
+def test_the_help_of_a_command_names_only_options_that_it_has(capsys: Capture) -> None:
+    for command in ("restore", "eval", "compare", "probe", "score"):
+        assert run([command, "--help"]) == 0
+        text = capsys.readouterr().out
+        listed = set(re.findall(r"^  (?:-\w, )?(--[a-z-]+)(?: / (--[a-z-]+))?", text, re.MULTILINE))
+        assert set(re.findall(r"--[a-z]+[a-z-]*", text)) <= {flag for pair in listed for flag in pair}
 
 
 def test_help_lists_the_exit_codes(capsys: Capture) -> None:
