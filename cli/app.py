@@ -67,7 +67,7 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as error:
         if interrupts:  # libraries turn a Ctrl-C while they load into errors of their own
             return show(failure(KeyboardInterrupt()), arguments, error)
-        return show(failure(error), arguments, error)
+        return show(failure(error, arguments), arguments, error)
     return show(failure(KeyboardInterrupt()), arguments) if code == 130 else int(code or 0)
 
 

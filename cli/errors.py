@@ -41,12 +41,12 @@ class Failure:
     exit_code: int
 
 
-def failure(error: BaseException) -> Failure:
-    """Return what to tell the user about any exception."""
+def failure(error: BaseException, arguments: Sequence[str] = ()) -> Failure:
+    """Return what to tell the user about any exception; `arguments` say whose help a hint names."""
     if isinstance(error, SaferestoreError):
         return Failure(error.what, error.hint, error.exit_code)
     if isinstance(error, typer.TyperException):
-        return _usage(error)
+        return _usage(error, arguments)
     if is_full_disk(error):
         return Failure(f"no space left on the disk - {getattr(error, 'filename', None) or error}", MAKE_ROOM, 1)
     name = type(error).__name__
@@ -79,11 +79,12 @@ def _asked(flag: str, arguments: Sequence[str]) -> bool:
     return f"--{flag}" in arguments or os.environ.get(f"SAFERESTORE_{flag.upper()}", "").lower() not in OFF
 
 
-def _usage(error: typer.TyperException) -> Failure:
+def _usage(error: typer.TyperException, arguments: Sequence[str]) -> Failure:
     """Turn the parser's message into ours; it names the near options of a mistyped one."""
     message = error.format_message()
     close = getattr(error, "possibilities", None)
-    command = getattr(getattr(error, "ctx", None), "command_path", "saferestore")
+    named = " ".join(("saferestore", *(word for word in arguments[:1] if not word.startswith("-"))))
+    command = getattr(getattr(error, "ctx", None), "command_path", named)
     hint = f"did you mean {' or '.join(sorted(close))}?" if close else f"see: {command} --help"
     what = getattr(error, "message", message) if close else message
     return Failure(what[:1].lower() + what[1:].rstrip("."), hint, error.exit_code)

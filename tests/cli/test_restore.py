@@ -278,6 +278,9 @@ def test_a_flag_that_the_environment_leaves_off_is_off_in_a_failure_too(
     (["restore", "b", "t", "-o", "out", "--config", "none.yaml"], "none.yaml", "readable YAML"),
     (["restore", "b", "t", "-o", "out", "--resume", "--restart"], "to begin again - --resume --restart", "one of them"),
     (["restore", "b", "t", "--dry-run", "--resume"], "no folder with an interrupted run - --out", "-o OUT"),
+    (["restore", "b", "t", "-o"], "requires an argument", "see: saferestore restore --help"),
+    (["restore", "b", "t", "--json=3"], "option '--json' does not take a value", "see: saferestore restore --help"),
+    (["--version=3"], "option '--version' does not take a value", "see: saferestore --help"),
     (["restor"], "no such command 'restor'", "restore"),
     (["restore", "b", "t", "u", "-o", "out"], "unexpected extra argument", "saferestore restore --help")])
 def test_wrong_usage_says_what_and_how(
