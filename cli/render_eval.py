@@ -25,7 +25,6 @@ from .render import (
 
 LABELS: dict[str, str] = {**rows.MEASURES, "attack_success_rate": "attack success", "perplexity": "perplexity",
           "kl_to_tuned_nats_per_token": "drift from tuned"}
-SMOKE_TESTS = ("refusal-wording", "refusal-substrings", "refusal-substrings-gcg")
 OWN_JUDGES = ("coherence", "exact-match", "likelihood", "choice-normalised", "choice-sum", "lm-eval")
 """What tells a number without being asked for by --judge."""
 
@@ -139,7 +138,7 @@ def _agreement(results: Json) -> list[RenderableType]:
 
 
 def _note(results: Json) -> Text:
-    wording = [name for name in results["inputs"]["judges"] if name in SMOKE_TESTS]
+    wording = rows.smoke_tests(results)
     smoke = f"; {rows.joined(wording)}: by wording only, a smoke test" if wording else ""
     return text_of(f" rates with Wilson 95% intervals, `+N?` answers not judged{smoke}", "dim")
 
