@@ -345,6 +345,17 @@ def test_the_help_of_a_command_names_only_options_that_it_has(capsys: Capture) -
         assert set(re.findall(r"--[a-z]+[a-z-]*", text)) <= {flag for pair in listed for flag in pair}
 
 
+def test_what_reads_the_same_settings_says_so_in_the_same_words() -> None:
+    """Options of one row of `options.py`; those of a command's own may differ."""
+    helps: dict[str, set[str]] = {}
+    for command in typer.main.get_command(commands).commands.values():
+        for option in command.params:
+            helps.setdefault(option.name or "", set()).add(getattr(option, "help", None) or "")
+    own = {"base", "tuned", "model", "command", "out", "harmful", "task", "benign", "untouched", "train", "max_drift",
+           "fit_rows", "batch_size", "rank", "seed", "gate_mode", "redact", "points", "reach", "top"}
+    assert {name for name, told in helps.items() if len(told) > 1} <= own
+
+
 def test_help_lists_the_exit_codes(capsys: Capture) -> None:
     for arguments in (["--help"], ["restore", "--help"], []):
         assert run(arguments) == 0
