@@ -82,6 +82,12 @@ def test_a_full_checkpoint_counts_its_own_weights_and_a_fresh_adapter(saved: tup
     assert plan["adapter_parameters"] == sum(leaf.numel() for leaf in live.leaves.values())
 
 
+def test_the_method_that_would_run_is_in_the_plan(pair: CheckpointPair) -> None:
+    for method, engine in (("curvature", CONFIG.engine), ("anchor-cg", CONFIG.engine), ("scale", None)):
+        plan = estimate(pair, ROWS, replace(CONFIG, method=method), device="cpu")
+        assert (plan["method"], plan["engine"]) == (method, engine)
+
+
 def test_warnings_of_checkpoints_and_rows_are_in_the_plan(pair: CheckpointPair) -> None:
     warned = replace(ROWS, warnings=(("W_ROWS", "one"),))
     plan = estimate(replace(pair, warnings=(("W_PAIR", "two"),)), warned, CONFIG, device="cpu")
