@@ -27,8 +27,8 @@ BASE is the aligned model, TUNED what fine-tuning made of it: a folder, or a hub
 
 CODES = "\b\nExit codes:\n" + "\n".join(f"{code:>5}  {meaning}" for code, meaning in EXIT_CODES.items())
 
-SOURCES = """A setting is taken from its flag, else from the environment (--max-drift: SAFERESTORE_MAX_DRIFT), else from
---config FILE, else its default.
+SOURCES = """A setting is taken from its flag, else from the environment (--batch-size: SAFERESTORE_BATCH_SIZE), else
+from --config FILE, else its default.
 """
 
 interrupts: list[bool] = []
@@ -67,7 +67,7 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as error:
         if interrupts:  # libraries turn a Ctrl-C while they load into errors of their own
             return show(failure(KeyboardInterrupt()), arguments, error)
-        return show(failure(error), arguments, error)
+        return show(failure(error, arguments), arguments, error)
     return show(failure(KeyboardInterrupt()), arguments) if code == 130 else int(code or 0)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -40,12 +41,12 @@ class Failure:
     exit_code: int
 
 
-def failure(error: BaseException) -> Failure:
-    """Return what to tell the user about any exception."""
+def failure(error: BaseException, arguments: Sequence[str] = ()) -> Failure:
+    """Return what to tell the user about any exception; `arguments` say whose help a hint names."""
     if isinstance(error, SaferestoreError):
         return Failure(error.what, error.hint, error.exit_code)
     if isinstance(error, typer.TyperException):
-        return _usage(error)
+        return _usage(error, arguments)
     if is_full_disk(error):
         return Failure(f"no space left on the disk - {getattr(error, 'filename', None) or error}", MAKE_ROOM, 1)
     name = type(error).__name__
@@ -53,16 +54,24 @@ def failure(error: BaseException) -> Failure:
     return Failure(what or f"{name}: {error}", hint, code)
 
 
-def show(failed: Failure, arguments: Sequence[str], error: BaseException | None = None) -> int:
-    """Print a failure the way the arguments ask for and return its exit code."""
-    if error is not None and _asked("debug", arguments):
+def show(failed: Failure, arguments: Sequence[str] | None, error: BaseException | None = None) -> int:
+    """Print a failure the way the arguments ask for (None: its document is printed) and return its exit code."""
+    if error is not None and arguments is not None and _asked("debug", arguments):
         traceback.print_exception(error)
     what, hint = _cut(_line(failed.what)), _line(failed.hint)
-    if _asked("json", arguments):
+    if arguments is not None and _asked("json", arguments):
         command = next((word for word in arguments if not word.startswith("-")), "restore")
-        print(json.dumps(_document(command, what, hint, failed.exit_code), indent=2, ensure_ascii=False))
+        document = _document(command, what, hint, failed.exit_code)
+        write_document(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
     print(f"error: {what}\nhint: {hint}", file=sys.stderr)
     return failed.exit_code
+
+
+def write_document(text: str) -> None:
+    """Write what programs read to stdout: in UTF-8, as JSON and --config are, whatever the terminal's encoding."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
+    sys.stdout.write(text)
 
 
 def _asked(flag: str, arguments: Sequence[str]) -> bool:
@@ -70,11 +79,12 @@ def _asked(flag: str, arguments: Sequence[str]) -> bool:
     return f"--{flag}" in arguments or os.environ.get(f"SAFERESTORE_{flag.upper()}", "").lower() not in OFF
 
 
-def _usage(error: typer.TyperException) -> Failure:
+def _usage(error: typer.TyperException, arguments: Sequence[str]) -> Failure:
     """Turn the parser's message into ours; it names the near options of a mistyped one."""
     message = error.format_message()
     close = getattr(error, "possibilities", None)
-    command = getattr(getattr(error, "ctx", None), "command_path", "saferestore")
+    named = " ".join(("saferestore", *(word for word in arguments[:1] if not word.startswith("-"))))
+    command = getattr(getattr(error, "ctx", None), "command_path", named)
     hint = f"did you mean {' or '.join(sorted(close))}?" if close else f"see: {command} --help"
     what = getattr(error, "message", message) if close else message
     return Failure(what[:1].lower() + what[1:].rstrip("."), hint, error.exit_code)

@@ -40,7 +40,7 @@ def evaluate(  # one line an option: the command's page of help
     gate_mode: Annotated[str, o.Option(help="enforce, or advisory: shown, exit code 0.")] = D.gate_mode,
     baseline: Annotated[str | None, o.Option(metavar="FILE", help="Results to compare with.")] = D.baseline,
     write_baseline: Annotated[Path | None, o.File(help="Keep these results to compare with.")] = None,
-    limit: Annotated[float | None, o.Option(help="Rows of each set at most, or a share below 1.")] = D.limit,
+    limit: o.Limit = D.limit,
     max_errors: Annotated[int, o.Option(help="Unreadable judgements allowed; -1 for any.")] = D.max_errors,
     max_new_tokens: o.MaxNewTokens = D.max_new_tokens,
     batch_size: Annotated[str, o.Option(help="Prompts a batch, or auto.")] = D.batch_size,

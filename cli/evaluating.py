@@ -12,7 +12,7 @@ from ..core.config import EvalConfig
 from ..core.errors import UsageError
 from ..core.report.staging import check_out
 from . import render, render_eval
-from .running import View, check_earlier, print_document, print_settings, run
+from .running import View, check_earlier, print_document, print_plan, print_settings, run
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,14 @@ def execute(config: EvalConfig, asked: Run, view: View, *, dry_run: bool, print_
 def _plan(config: EvalConfig, view: View) -> int:
     from ..core import pipeline
 
-    print_document(pipeline.plan_evaluation(config), view, render.print_plan)
-    return 0
+    return print_plan(pipeline.plan_evaluation(config), view)
 
 
 def _calibrate(config: EvalConfig, asked: Run, view: View) -> int:
     found = run(lambda pipeline, **more: pipeline.calibrate(config, asked.calibrate, **more), view)
     print_document(found, view, render_eval.print_calibration)
+    if not view.quiet:
+        render_eval.print_rejected(found)
     return 0
 
 

@@ -30,6 +30,7 @@ FILES = "FILE[:FORMAT]"
 
 HarmfulFiles = Annotated[list[str], Option(metavar=FILES, help="Harmful prompts [built-in].")]
 BenignFiles = Annotated[list[str], Option(metavar=FILES, help="Benign look-alikes [built-in].")]
+Limit = Annotated[float | None, Option(help="Rows read of each set, at most, or a share below 1.")]
 MaxNewTokens = Annotated[int, Option(help="Longest generated answer, tokens.")]
 BatchSize = Annotated[int, Option(help="Rows a batch.")]
 Dtype = Annotated[str, Option(help="auto, bfloat16, float16 or float32.")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,14 @@ from ..core.report import rows
 
 WIDTH = 80
 COLOURS = {"restored": "bold green", "partial": "bold yellow", "unchanged": "bold red", "refused": "bold red"}
+GATE_COLOURS = {"pass": "bold green", "fail": "bold red", "inconclusive": "bold yellow", "none": "bold"}
+GATE_TITLES = {"pass": "gate passed", "fail": "gate failed", "inconclusive": "gate inconclusive", "none": "measured"}
 
 
 def print_report(report: dict[str, Any], out: Path, *, brief: bool = False) -> None:
     """Print the summary of a finished run on stdout, at most 80 columns wide; only its first line if `brief`."""
     console = console_of(sys.stdout)
-    console.print(title(report))
+    console.print(title(report), soft_wrap=True)
     if not brief:
         console.print(summary(report, out))
 
@@ -42,13 +44,11 @@ def print_warning(text: str) -> None:
 
 
 def print_plan(plan: dict[str, Any]) -> None:
-    """Print what `--dry-run` found, one line a value, and its warnings on stderr."""
+    """Print what `--dry-run` found, one line a value; its warnings are for `print_warnings`."""
     table = table_of(["plan", ""])
     for name, value in _flat({key: value for key, value in plan.items() if key != "warnings"}):
         table.add_row(text_of(name.replace("_", " ")), text_of(value))
     console_of(sys.stdout).print(table)
-    for warning in plan.get("warnings", []):
-        print_warning(warning)
 
 
 @contextlib.contextmanager
@@ -81,10 +81,14 @@ class _Rate(ProgressColumn):
 
 
 def title(report: dict[str, Any]) -> Text:
-    """Return the first line: the verdict, its exit code and the figure that carries it, or that nothing was lost."""
+    """Return the first line: the verdict, the gate's, the exit code and the figure, or that nothing was lost."""
     before, after = (rows.rate_text(report[key]["harmful_rate"]).split(" ")[0] for key in ("before", "after"))
     safe = any(warning["code"] == "W_ALREADY_SAFE" for warning in report["warnings"])
-    return Text.assemble((report["verdict"], COLOURS[report["verdict"]]), f" (exit {report['exit_code']}): ",
+    gate = report.get("gate", {"verdict": None, "mode": None})
+    gated = [", ", (GATE_TITLES[gate["verdict"]], GATE_COLOURS[gate["verdict"]])] if gate["verdict"] else []
+    advisory = ", advisory" if gate["mode"] == "advisory" else ""
+    return Text.assemble((report["verdict"], COLOURS[report["verdict"]]), *gated,
+                         f" (exit {report['exit_code']}{advisory}): ",
                          "nothing was lost, " if safe else "", f"harmful answers {before} -> {after}")
 
 
@@ -113,6 +117,8 @@ def _footnotes(report: dict[str, Any]) -> Iterator[Text]:
 
 def _facts(report: dict[str, Any], out: Path) -> Padding:
     table = Table.grid(padding=(0, 2))
+    table.add_column()
+    table.add_column(overflow="fold")
     for name, value in (("drift of budget", _drift(report)), ("stopped because", rows.stopped_text(report)),
                         *_relearning(report), ("cost", _cost(report)), ("written to", str(out))):
         table.add_row(Text(name, style="bold"), text_of(value))
@@ -142,11 +148,27 @@ def _cost(report: dict[str, Any]) -> str:
 def _gate(report: dict[str, Any]) -> list[RenderableType]:
     if "gate" not in report:
         return []
-    table = table_of(["gate", "system", "verdict", "found", "end", "limit", "n"])
-    for rule in report["gate"]["rules"]:
-        numbers = ("-" if rule[key] is None else rows.number_text(rule[key]) for key in ("value", "bound", "threshold"))
-        table.add_row(text_of(rule["rule"][:20]), rule["system"], text_of(rule["verdict"]), *numbers, str(rule["n"]))
-    return [table]
+    return [rules_table(report["gate"]["rules"],
+                        lambda rule: "" if rule["attack"] == "none" else f" [{rule['attack']}]")]
+
+
+def rules_table(rules: list[dict[str, Any]], where: Callable[[dict[str, Any]], str]) -> Table:
+    """Return the rules of a gate with what each found; `where` tells rules whose names begin alike from each other."""
+    table = wrapping_table(["rule", "system", "verdict", "found (end)", "limit", "n", "+n"])
+    for rule in rules:
+        mark = " (warning)" if rule["severity"] == "warning" else ""
+        table.add_row(name_of(f"{name_of(rule['rule'], 24)}{where(rule)}{mark}", 120), name_of(rule["system"]),
+                      text_of(rule["verdict"], GATE_COLOURS[rule["verdict"]]), _found(rule),
+                      f"{'≤' if rule['kind'] != 'min_lower' else '≥'} {rows.number_text(rule['threshold'])}",
+                      str(rule["n"]), str(rule["more_samples"] or ""))
+    return table
+
+
+def _found(rule: dict[str, Any]) -> str:
+    if rule["value"] is None:
+        return "not measured"
+    bound = "-" if rule["bound"] is None else rows.number_text(rule["bound"])
+    return f"{rows.number_text(rule['value'])} ({bound})"
 
 
 def _controls(report: dict[str, Any]) -> list[RenderableType]:
@@ -169,11 +191,12 @@ def _modules(report: dict[str, Any]) -> list[RenderableType]:
     for module in modules:
         share = module["update_share"] or 0
         bar = "█" * round(13 * share / longest)
-        table.add_row(text_of(_shortened(module["module"])), f"{rows.percent(share)}%", bar)
+        table.add_row(text_of(shortened(module["module"])), f"{rows.percent(share)}%", bar)
     return [table]
 
 
-def _shortened(name: str, width: int = 42) -> str:
+def shortened(name: str, width: int = 42) -> str:
+    """Return the end of a module's name, which tells it from others, with dots for what is left out."""
     return name if len(name) <= width else "..." + name[3 - width:]
 
 
@@ -202,11 +225,24 @@ def size_text(count: float) -> str:
 
 
 def table_of(headers: list[str]) -> Table:
-    """Return an empty table without lines."""
+    """Return an empty table without lines; a column without a header goes on in the next line where it is too long."""
     table = Table(box=None, padding=(0, 1), pad_edge=True, header_style="bold")
     for header in headers:
-        table.add_column(text_of(header), no_wrap=header != "")
+        table.add_column(text_of(header), no_wrap=header != "", overflow="fold" if header == "" else "ellipsis")
     return table
+
+
+def wrapping_table(headers: list[str], column: int = 0) -> Table:
+    """Return a table of which one column goes on in the next line where it is too long: no number is cut off."""
+    table = table_of(headers)
+    table.columns[column].no_wrap, table.columns[column].overflow = False, "fold"
+    return table
+
+
+def name_of(name: str, longest: int = 20) -> Text:
+    """Return a name of unknown origin on one line, cut to so many characters."""
+    line = " ".join(rows.plain(name).split())
+    return Text(line if len(line) <= longest else f"{line[:longest - 3]}...")
 
 
 def text_of(text: str, style: str = "") -> Text:

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from ..core.report import compare_rows, rows
 from ..core.report.heat import SHADES, Strip
-from .render import console_of, table_of, text_of
+from .render import console_of, shortened, table_of, text_of
 
 BARS = "▁▂▃▄▅▆▇█"
 BLOCKS = " ·░░▒▒▓▓█"
@@ -23,7 +23,7 @@ BLOCKS = " ·░░▒▒▓▓█"
 def print_comparison(found: dict[str, Any], out: Path | None, *, brief: bool = False) -> None:
     """Print the verdict and the tables on stdout; only the first line if `brief`."""
     console = console_of(sys.stdout)
-    console.print(text_of(found["sentences"][0]))
+    console.print(text_of(found["sentences"][0]), soft_wrap=True)
     if not brief:
         for part in _parts(found, out):
             console.print(part)
@@ -95,7 +95,7 @@ def _shares(found: dict[str, Any]) -> RenderableType:
 def _modules(found: dict[str, Any]) -> RenderableType:
     table = table_of(["changed most", "relative size", "effective rank"])
     for name, size, rank in compare_rows.modules(found, 5):
-        table.add_row(text_of(name[-46:]), size, rank)
+        table.add_row(text_of(shortened(name, 46)), size, rank)
     return table
 
 

@@ -11,13 +11,20 @@ from rich.table import Table
 from rich.text import Text
 
 from ..core.report import rows
-from .render import console_of, print_warning, table_of, text_of
+from .render import (
+    GATE_COLOURS,
+    GATE_TITLES,
+    console_of,
+    name_of,
+    print_warning,
+    rules_table,
+    table_of,
+    text_of,
+    wrapping_table,
+)
 
-COLOURS = {"pass": "bold green", "fail": "bold red", "inconclusive": "bold yellow", "none": "bold"}
-TITLES = {"pass": "gate passed", "fail": "gate failed", "inconclusive": "gate inconclusive", "none": "measured"}
 LABELS: dict[str, str] = {**rows.MEASURES, "attack_success_rate": "attack success", "perplexity": "perplexity",
           "kl_to_tuned_nats_per_token": "drift from tuned"}
-SMOKE_TESTS = ("refusal-wording", "refusal-substrings", "refusal-substrings-gcg")
 OWN_JUDGES = ("coherence", "exact-match", "likelihood", "choice-normalised", "choice-sum", "lm-eval")
 """What tells a number without being asked for by --judge."""
 
@@ -30,7 +37,7 @@ Json = dict[str, Any]
 def print_results(results: Json, out: Path | None, *, brief: bool = False) -> None:
     """Print what an evaluation found on stdout, at most 80 columns wide; only the first line if `brief`."""
     console = console_of(sys.stdout)
-    console.print(title(results))
+    console.print(title(results), soft_wrap=True)
     if brief:
         return
     for part in (*_rules(results), *_metrics(results), *_comparisons(results), *_agreement(results)):
@@ -47,33 +54,14 @@ def title(results: Json) -> Text:
     counts = [f"{count} {name}" for name in ("fail", "inconclusive", "pass")
               if (count := sum(rule["verdict"] == name for rule in gate["rules"]))]
     advisory = ", advisory" if gate["mode"] == "advisory" and gate["rules"] else ""
-    return Text.assemble((TITLES[gate["verdict"]], COLOURS[gate["verdict"]]),
+    return Text.assemble((GATE_TITLES[gate["verdict"]], GATE_COLOURS[gate["verdict"]]),
                          f" (exit {results['exit_code']}{advisory})", f": {', '.join(counts)}" if counts else "")
-
-
-def name_of(name: str, longest: int = 20) -> Text:
-    """Return a name of unknown origin on one line, cut to so many characters."""
-    line = " ".join(rows.plain(name).split())
-    return Text(line if len(line) <= longest else f"{line[:longest - 3]}...")
 
 
 def _rules(results: Json) -> list[RenderableType]:
     if not results["gate"]["rules"]:
         return []
-    table = _wrapping(["rule", "system", "verdict", "found (end)", "limit", "n", "+n"])
-    for rule in results["gate"]["rules"]:
-        table.add_row(name_of(f"{rule['rule'][:24]}{_where(rule, results)}", 120), name_of(rule["system"]),
-                      text_of(rule["verdict"], COLOURS[rule["verdict"]]), _found(rule),
-                      f"{'≤' if rule['kind'] != 'min_lower' else '≥'} {rows.number_text(rule['threshold'])}",
-                      str(rule["n"]), str(rule["more_samples"] or ""))
-    return [table]
-
-
-def _wrapping(headers: list[str]) -> Table:
-    """A table whose first column goes on in the next line where it is too long, so that no number is cut off."""
-    table = table_of(headers)
-    table.columns[0].no_wrap, table.columns[0].overflow = False, "fold"
-    return table
+    return [rules_table(results["gate"]["rules"], lambda rule: _where(rule, results))]
 
 
 def _where(row: Json, results: Json) -> str:
@@ -83,13 +71,6 @@ def _where(row: Json, results: Json) -> str:
     return "".join((f", {row['set'][:30]}" if len(sets) > 1 else "",
                     "" if row["attack"] == "none" else f" [{row['attack']}]",
                     f": {row['judge']}" if len(judges) > 1 and row["judge"] in judges else ""))
-
-
-def _found(rule: Json) -> str:
-    if rule["value"] is None:
-        return "not measured"
-    bound = "-" if rule["bound"] is None else rows.number_text(rule["bound"])
-    return f"{rows.number_text(rule['value'])} ({bound})"
 
 
 def _metrics(results: Json) -> list[RenderableType]:
@@ -138,7 +119,7 @@ def _comparisons(results: Json) -> list[RenderableType]:
     clear = [row for row in results["comparisons"] if row["p_value"] < 0.05]
     if not clear:
         return []
-    table = _wrapping(["differs", "A", "B", "A only", "B only", "p"])
+    table = wrapping_table(["differs", "A", "B", "A only", "B only", "p"])
     for row in clear:
         name = LABELS.get(row["metric"], row["metric"])
         table.add_row(name_of(f"{name}{_where(row, results)}", 120), name_of(row["first"]),
@@ -149,7 +130,7 @@ def _comparisons(results: Json) -> list[RenderableType]:
 def _agreement(results: Json) -> list[RenderableType]:
     if not results["agreement"]:
         return []
-    table = _wrapping(["judges", "about", "agree", "kappa", "n"])
+    table = wrapping_table(["judges", "about", "agree", "kappa", "n"])
     for row in results["agreement"]:
         agree, kappa = (("-" if row[key] is None else f"{row[key]:.2f}") for key in ("agreement", "kappa"))
         table.add_row(text_of(f"{row['first']} / {row['second']}"), row["about"], agree, kappa, str(row["n"]))
@@ -157,7 +138,7 @@ def _agreement(results: Json) -> list[RenderableType]:
 
 
 def _note(results: Json) -> Text:
-    wording = [name for name in results["inputs"]["judges"] if name in SMOKE_TESTS]
+    wording = rows.smoke_tests(results)
     smoke = f"; {rows.joined(wording)}: by wording only, a smoke test" if wording else ""
     return text_of(f" rates with Wilson 95% intervals, `+N?` answers not judged{smoke}", "dim")
 
@@ -180,5 +161,9 @@ def print_calibration(found: Json) -> None:
     console.print(text_of(" sensitivity: found among what people labelled so; specificity: left among the rest; "
                           "percent with Wilson 95% intervals; partial refusals are counted both ways; `?` answers "
                           "not judged, in neither rate", "dim"))
+
+
+def print_rejected(found: Json) -> None:
+    """Print the lines of labelled answers that could not be used on stderr."""
     for rejected in found["rejected"]:
         print_warning(f"{rejected['file']} line {rejected['line']}: {rejected['reason']}")

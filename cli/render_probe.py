@@ -14,7 +14,7 @@ from ..core.report import rows
 from ..core.report.heat import heat_strip
 from ..core.report.probe_figures import NAMES
 from ..core.report.probe_files import percent_interval
-from .render import console_of, table_of, text_of
+from .render import console_of, table_of, text_of, wrapping_table
 from .render_compare import heat_lines, sparkline
 
 COLOURS = {"accepts": "green", "refuses": "red", "changes": "yellow"}
@@ -24,7 +24,7 @@ Json = dict[str, Any]
 def print_probe(found: Json, out: Path | None, *, brief: bool = False) -> None:
     """Print what a checkpoint is and what was measured on stdout; only the first line if `brief`."""
     console = console_of(sys.stdout)
-    console.print(text_of(title(found), "bold"))
+    console.print(text_of(title(found), "bold"), soft_wrap=True)
     if brief:
         return
     for part in (_sizes(found), _servers(found), _losses(found), _lines(found), _curvature(found)):
@@ -66,7 +66,7 @@ def _losses(found: Json) -> Iterator[RenderableType]:
     if not found["losses"]:
         yield text_of(f" not measured: {found['surface_reason']}")
         return
-    table = table_of(["loss of", "nats per token", "95% interval", "rows", "answers"])
+    table = wrapping_table(["loss of", "nats per token", "95% interval", "rows", "answers"], column=-1)
     for row in found["losses"]:
         answers = found["inputs"]["data"][row["set"]]["answers"]
         low, high = (rows.number_text(row[key]) for key in ("ci_low", "ci_high"))

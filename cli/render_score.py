@@ -12,7 +12,7 @@ from rich.text import Text
 
 from ..core.report import rows
 from ..core.report.score_files import SHADES, heat_strip
-from .render import console_of, table_of, text_of
+from .render import console_of, shortened, table_of, text_of, wrapping_table
 
 BLOCKS = " ·░░▒▒▓▓█"
 """A character a shade of the heat strip."""
@@ -21,7 +21,7 @@ BLOCKS = " ·░░▒▒▓▓█"
 def print_score(found: dict[str, Any], out: Path | None, clean: Path | None, *, brief: bool = False) -> None:
     """Print the tables on stdout; only the first line if `brief`."""
     console = console_of(sys.stdout)
-    console.print(text_of(_title(found)))
+    console.print(text_of(_title(found)), soft_wrap=True)
     if brief:
         return
     for part in _parts(found):
@@ -58,7 +58,7 @@ def _parts(found: dict[str, Any]) -> Iterator[RenderableType]:
 
 
 def _rows(found: list[dict[str, Any]]) -> RenderableType:
-    table = table_of(["line", "influence", "loss", "tokens", "answer"])
+    table = wrapping_table(["line", "influence", "loss", "tokens", "answer"], column=-1)
     for row in found:
         table.add_row(str(row["line"]), rows.number_text(row["influence_nats_per_token"]),
                       rows.number_text(row["loss_nats_per_token"]), str(row["answer_tokens"]),
@@ -69,8 +69,7 @@ def _rows(found: list[dict[str, Any]]) -> RenderableType:
 def _modules(found: list[dict[str, Any]]) -> RenderableType:
     table = table_of(["module", "safety gain", "task cost", "update"])
     for module in found:
-        name = module["module"]
-        table.add_row(text_of(name if len(name) <= 40 else "..." + name[-37:]),
+        table.add_row(text_of(shortened(module["module"], 40)),
                       rows.number_text(module["safety_gain_nats_per_token"]),
                       rows.number_text(module["task_cost_nats_per_token"]), f"{rows.percent(module['update_share'])}%")
     return table

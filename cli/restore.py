@@ -39,7 +39,7 @@ def restore(  # one line an option: the command's page of help
     fit_rows: Annotated[int, o.Option(help="Harmful rows to fit on, at most.")] = D.fit_rows,
     held_out_rows: Annotated[int, o.Option(help="Rows of each set to measure on, at most.")] = D.held_out_rows,
     hold_out_categories: Annotated[int, o.Option(help="Whole harm categories only measured.")] = D.hold_out_categories,
-    limit: Annotated[float | None, o.Option(help="Rows read of each set, or a fraction below 1.")] = D.limit,
+    limit: o.Limit = D.limit,
     max_new_tokens: o.MaxNewTokens = D.max_new_tokens,
     batch_size: Annotated[Any, o.Option(parser=rows_a_batch, metavar="N|auto", help="Rows a batch.")] = D.batch_size,
     rank: Annotated[int, o.Option(help="Rank of the new adapter of a full checkpoint.")] = D.rank,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from ..core.errors import UsageError
 from ..core.report.staging import check_out
 from ..core.report.write import report_text
 from . import render
-from .errors import Failure, show
+from .errors import Failure, show, write_document
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ def check_earlier(out: Path | None, *, resume: bool, restart: bool) -> None:
 
 def print_settings(config: Any) -> int:
     """Print the settings as YAML, which --config reads, and return 0."""
-    sys.stdout.write(to_yaml(config))
+    write_document(to_yaml(config))
     return 0
 
 
@@ -78,9 +77,17 @@ def finished(command: Callable[..., dict[str, Any]], view: View, show: Callable[
 def print_document(found: dict[str, Any], view: View, show: Callable[[dict[str, Any]], None]) -> None:
     """Print a document as JSON, or by `show`."""
     if view.json:
-        sys.stdout.write(report_text(found))
+        write_document(report_text(found))
     else:
         show(found)
+
+
+def print_plan(plan: dict[str, Any], view: View) -> int:
+    """Print what `--dry-run` found, then its warnings, and return 0."""
+    print_document(plan, view, render.print_plan)
+    if not view.quiet:
+        render.print_warnings(plan)
+    return 0
 
 
 def execute(config: RestoreConfig, run: Run, view: View, *, dry_run: bool, print_config: bool) -> int:
@@ -91,17 +98,12 @@ def execute(config: RestoreConfig, run: Run, view: View, *, dry_run: bool, print
     if run.out is not None:
         check_out(run.out, force=config.force, reads=config.reads)
     if dry_run:
-        return _plan(config, view)
+        from ..core import pipeline
+
+        return print_plan(pipeline.plan(config), view)
     if run.out is None:
         raise UsageError("no folder to write - --out", hint="add -o OUT, or --dry-run to see the plan")
     return _restore(config, run.out, view, {"resume": run.resume, "restart": run.restart})
-
-
-def _plan(config: RestoreConfig, view: View) -> int:
-    from ..core import pipeline
-
-    print_document(pipeline.plan(config), view, render.print_plan)
-    return 0
 
 
 def _restore(config: RestoreConfig, out: Path, view: View, earlier: dict[str, bool]) -> int:
@@ -116,5 +118,5 @@ def _restore(config: RestoreConfig, out: Path, view: View, earlier: dict[str, bo
 
 def _show_refusal(report: dict[str, Any], view: View) -> int:
     if view.json:
-        sys.stdout.write(report_text(report))
-    return show(Failure(**report["error"], exit_code=report["exit_code"]), ())
+        write_document(report_text(report))
+    return show(Failure(**report["error"], exit_code=report["exit_code"]), None)

@@ -11,7 +11,7 @@ from ..checkpoint.loading import read_model_config, skeleton
 from ..checkpoint.pair import CheckpointPair
 from ..checkpoint.safetensors_files import TensorInfo, read_headers
 from ..checkpoint.systems import System
-from ..config import RestoreConfig
+from ..config import PUBLISHED, RestoreConfig
 from ..curvature.engines import passes_at_most
 from ..curvature.kfac import factor_bytes
 from ..data.selection import Selection
@@ -56,7 +56,8 @@ def estimate(pair: CheckpointPair, rows: Selection, config: RestoreConfig, *, de
     passes = passes_at_most(config.engine, config.max_steps, fresh=pair.kind == "full")
     return {
         "base": pair.base_facts.ref, "tuned": pair.tuned_facts.ref, "kind": pair.kind,
-        "objective": config.objective, "engine": config.engine, "adapted_modules": len(pair.target_modules),
+        "method": config.method, "objective": config.objective,
+        "engine": None if config.method in PUBLISHED else config.engine, "adapted_modules": len(pair.target_modules),
         "rank": pair.rank, "parameters": weights, "adapter_parameters": adapter,
         "rows": {"harmful_fit": len(rows.harmful), "retain_fit": len(rows.retain),
                  **{f"{name}_held_out": len(part) for name, part in rows.held_out.items()}},
@@ -67,7 +68,7 @@ def estimate(pair: CheckpointPair, rows: Selection, config: RestoreConfig, *, de
                   "kronecker_factors": factor_bytes(shapes) if config.engine == "ekfac" else 0,
                   "log_probabilities_at_most": answers["retain"] * vocabulary * 4},
         "seconds_about": _seconds(passes * tokens * weights, "gradient", device),
-        "warnings": [f"{code}: {message}" for code, message in (*pair.warnings, *rows.warnings)],
+        "warnings": [{"code": code, "message": text} for code, text in (*pair.warnings, *rows.warnings)],
     }
 
 
@@ -98,7 +99,7 @@ def estimate_evaluation(setup: Setup, max_new_tokens: int, *, device: str) -> Js
         "prompt_tokens": len(systems) * asked, "generated_tokens_at_most": len(systems) * made,
         "bytes": {"weights_on_disk": sum(files.values())},
         "seconds_about": _seconds(work, "generation", device),
-        "warnings": [f"{code}: {message}" for code, message in warnings_of(setup)],
+        "warnings": [{"code": code, "message": text} for code, text in warnings_of(setup)],
     }
 
 

@@ -47,6 +47,9 @@ STOPPED = {
 JUDGED = ("harmful_rate", "refusal_rate", "over_refusal_rate")
 """Rates that rest on a judge's opinion."""
 
+SMOKE_TESTS = ("refusal-wording", "refusal-substrings", "refusal-substrings-gcg")
+"""Judges that look at the wording of answers alone."""
+
 JUDGE_CAVEAT = ("Rates by {judge} come from the wording of the answers: a smoke test, not a measurement of harm. "
                 "Judge samples yourself before relying on them.")
 
@@ -155,6 +158,11 @@ def judges(report: Mapping[str, Any]) -> list[str]:
     """Return the names of the judges that tell harm and refusal, sorted."""
     rates = [report[system].get(key) for system in SYSTEMS for key in JUDGED]
     return sorted({rate["judge"] for rate in rates if isinstance(rate, Mapping)})
+
+
+def smoke_tests(results: Mapping[str, Any]) -> list[str]:
+    """Return the names of those judges of an evaluation that look at wording alone."""
+    return [name for name in results["inputs"]["judges"] if name in SMOKE_TESTS]
 
 
 def plain(text: str) -> str:

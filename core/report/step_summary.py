@@ -16,7 +16,6 @@ LARGEST = 1000 * 1024
 
 CELL = 160  # characters; a name can be a line of a megabyte
 TITLES = {"pass": "gate passed", "fail": "gate failed", "inconclusive": "gate inconclusive", "none": "no gate"}
-SMOKE_TEST = "Rates by refusal-wording and refusal-substrings come from the wording of answers: a smoke test."
 LEVELS = {("fail", "error"): "error", ("inconclusive", "error"): "error", ("fail", "warning"): "warning",
           ("inconclusive", "warning"): "warning"}
 """(verdict, severity) -> level of an annotation; what passed has none."""
@@ -40,6 +39,8 @@ def summary(results: Mapping[str, Any]) -> str:
     advice = " (advisory: the exit code is 0)" if gate["mode"] == "advisory" else ""
     counts = ", ".join(f"{sum(each['verdict'] == name for each in gate['rules'])} {name}"
                        for name in ("fail", "inconclusive", "pass"))
+    wording = rows.joined(rows.smoke_tests(results))
+    smoke = f" Rates by {wording} come from the wording of answers: a smoke test." if wording else ""
     lines = [f"### saferestore eval: {TITLES[gate['verdict']]}", "",
              f"Rules: {counts}{advice}." if gate["rules"] else "No rules were given.", "",
              *_table(RULE_HEADER, map(_rule_cells, _worst_first(gate["rules"]))),
@@ -47,7 +48,7 @@ def summary(results: Mapping[str, Any]) -> str:
              *_table(PAIR_HEADER, map(_pair_cells, results["comparisons"])),
              *_table(JUDGES_HEADER, map(_judges_cells, results["agreement"])),
              *(f"- {_cell(each['code'])}: {_cell(each['message'])}" for each in results["warnings"]), "",
-             f"Rates with Wilson 95% intervals; p by the exact McNemar test. {SMOKE_TEST}"]
+             f"Rates with Wilson 95% intervals; p by the exact McNemar test.{smoke}"]
     return _fitted(lines)
 
 

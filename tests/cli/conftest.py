@@ -30,7 +30,8 @@ class Pipeline:
 
     def plan(self, config: RestoreConfig) -> Any:
         self.called.append((config, None))
-        return {"memory": {"peak_bytes": 2_000_000_000}, "rows": {"harmful": 64}, "files": ["a", "b"], "device": None}
+        return {"memory": {"peak_bytes": 2_000_000_000}, "rows": {"harmful": 64}, "files": ["a", "b"], "device": None,
+                "warnings": [{"code": "W_NO_TASK_ROWS", "message": "none"}]}
 
     def _finish(self) -> Any:
         if isinstance(self.outcome, BaseException):

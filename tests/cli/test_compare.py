@@ -94,6 +94,16 @@ def test_wide_numbers_cut_no_measure_s_name(called: list[tuple[CompareConfig, Pa
     assert [line[:3] for line in shown.splitlines()[1:4]] == [" - ", "   ", ""]
 
 
+def test_a_tensor_s_long_name_says_that_its_beginning_is_left_out(
+        called: list[tuple[CompareConfig, Path | None]], monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str]) -> None:
+    row = {**FOUND["modules"][0], "tensor": "model.language_model.layers.17.feed_forward.experts.gate_up_proj.weight"}
+    monkeypatch.setitem(FOUND, "modules", [row])
+    assert run(["compare", "b", "t"]) == 0
+    [line] = [line for line in capsys.readouterr().out.splitlines() if "gate_up_proj" in line]
+    assert line.startswith(f" ...{row['tensor'][-43:]}  0.1 ")
+
+
 def test_json_is_exactly_the_document(called: list[tuple[CompareConfig, Path | None]],
                                       capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["compare", "b", "t", "--json"]) == 0

@@ -464,6 +464,9 @@ def test_a_calibration_fits_its_printed_schema_and_nothing_else_does(capsys: Cap
     found = json.loads(capsys.readouterr().out)
     assert [(row["sensitivity"]["value"], row["specificity"]["value"]) for row in found["calibration"]] == [(1.0, 1.0)]
     assert [row["line"] for row in found["rejected"]] == [3]
+    for flags, told in (([], 1), (["--json"], 1), (["-q"], 0)):
+        assert run(["eval", "--calibrate", path, *flags]) == 0
+        assert capsys.readouterr().err.count("warning: l.jsonl line 3: ") == told
     assert run(["schema", "calibrate"]) == 0
     schema = json.loads(capsys.readouterr().out)
     jsonschema.Draft202012Validator.check_schema(schema)

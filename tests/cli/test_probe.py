@@ -83,6 +83,16 @@ def test_long_numbers_are_not_cut(seen: Seen, capsys: pytest.CaptureFixture[str]
     assert "\u2026" not in shown and max(map(len, shown.splitlines())) <= 80
 
 
+def test_answers_of_several_kinds_cut_no_loss(seen: Seen, capsys: pytest.CaptureFixture[str]) -> None:
+    for row in seen.found["losses"]:
+        row |= {"loss_nats_per_token": 0.000331, "ci_low": 0.000301, "ci_high": 0.000388, "n": 512}
+    seen.found["inputs"]["data"]["harmful"]["answers"] = {"given": 300, "affirmative opening": 212}
+    assert run(["probe", "m"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("0.000331        0.000301 to 0.000388  512 ") == 2 and "\u2026" not in shown
+    assert "opening" in shown and max(map(len, shown.splitlines())) <= 80
+
+
 def test_an_adapter_that_cannot_be_measured_is_described(seen: Seen, capsys: pytest.CaptureFixture[str]) -> None:
     seen.found = unmeasured()
     assert run(["probe", "m"]) == 0
@@ -96,6 +106,7 @@ def test_json_is_the_document_and_nothing_else(seen: Seen, capsys: pytest.Captur
 
 
 def test_quiet_is_one_line(seen: Seen, capsys: pytest.CaptureFixture[str]) -> None:
+    seen.found["inputs"]["model"]["ref"] = "hub/a-model-of-a-long-name-8B-Instruct+somebody/its-adapter-of-a-long-name"
     assert run(["probe", "m", "-q"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 1
 

@@ -57,6 +57,55 @@ def test_the_first_line_says_where_nothing_was_lost(capsys: pytest.CaptureFixtur
     assert "nothing was lost" not in printed(report(), capsys)
 
 
+def test_the_only_line_of_a_quiet_run_is_one_however_long(capsys: pytest.CaptureFixture[str]) -> None:
+    gate = {"verdict": "inconclusive", "mode": "enforce", "rules": [RULE]}
+    made = report(verdict="unchanged", exit_code=4, gate=gate,
+                  warnings=[{"code": "W_ALREADY_SAFE", "message": "the tuned model refuses"}])
+    render.print_report(made, Path("out"), brief=True)
+    [line] = capsys.readouterr().out.splitlines()
+    assert line.endswith("(exit 4): nothing was lost, harmful answers 97.7% -> 0.8%") and len(line) > 80
+
+
+RULE = {"rule": "drift", "severity": "error", "metric": "kl_to_tuned_nats_per_token", "system": "restored",
+        "set": "retain", "judge": "none", "attack": "none", "verdict": "inconclusive", "kind": "max_upper",
+        "threshold": 0.000325, "value": 0.000312, "bound": 0.000412, "n": 2048, "errors": 0, "more_samples": 4096,
+        "text": "inconclusive"}
+
+
+@pytest.mark.parametrize(("verdict", "mode", "code", "line"), [
+    ("fail", "enforce", 3, "restored, gate failed (exit 3): harmful answers 97.7% -> 0.8%"),
+    ("inconclusive", "enforce", 4, "restored, gate inconclusive (exit 4): harmful answers 97.7% -> 0.8%"),
+    ("fail", "advisory", 0, "restored, gate failed (exit 0, advisory): harmful answers 97.7% -> 0.8%")])
+def test_the_first_line_says_what_the_gate_came_to(capsys: pytest.CaptureFixture[str], verdict: str, mode: str,
+                                                   code: int, line: str) -> None:
+    made = report(exit_code=code, gate={"verdict": verdict, "mode": mode, "rules": [RULE]})
+    render.print_report(made, Path("out"), brief=True)
+    assert capsys.readouterr().out == f"{line}\n"
+
+
+def test_rules_of_a_gate_are_told_apart_and_no_number_of_them_is_cut(capsys: pytest.CaptureFixture[str]) -> None:
+    attacked = {**RULE, "metric": "attack_success_rate", "value": 0.0156, "bound": 0.0553, "threshold": 0.9}
+    rules = [{**attacked, "rule": f"attack_success_rate under {attack} max upper 0.9", "attack": attack}
+             for attack in ("prefill:5", "manyshot:5")]
+    few = {**RULE, "rule": "few", "value": None, "bound": None, "severity": "warning", "kind": "min_lower"}
+    made = report(exit_code=3, gate={"verdict": "fail", "mode": "enforce", "rules": [RULE, *rules, few]})
+    text = printed(made, capsys)
+    assert "0.000312 (0.000412)" in text and "≤ 0.000325" in text and "≥ 0.000325" in text and text.count("2048") == 4
+    width = next(line.index("system") for line in text.splitlines() if line.startswith(" rule "))
+    names = "".join("".join(line[:width] for line in text.splitlines()).split())
+    assert all(told in names for told in ("drift", "[prefill:5]", "[manyshot:5]", "few(warning)"))
+    assert "not measured" in text
+    assert "…" not in text and max(map(len, text.splitlines())) <= 80
+
+
+def test_no_path_is_cut_off_however_long(capsys: pytest.CaptureFixture[str]) -> None:
+    out = Path("/folder" * 30)
+    render.print_report(report(), out)
+    render.print_plan({"base": str(out), "rows": {"harmful_fit": 9}})
+    shown = capsys.readouterr().out
+    assert "".join(shown.split()).count(str(out)) == 2 and max(map(len, shown.splitlines())) <= 80
+
+
 def test_a_missing_figure_is_a_dash_with_its_reason(capsys: pytest.CaptureFixture[str]) -> None:
     text = printed(without_task(), capsys)
     assert "task accuracy: not given, no task rows were given" in text
@@ -73,8 +122,7 @@ def test_text_from_models_is_neither_markup_nor_control(capsys: pytest.CaptureFi
 def test_a_command_in_a_warning_stays_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     command = 'merge it first: python -c "' + "import what; what.is_long(); " * 9 + '"'
     render.print_warnings({"warnings": [{"code": "W_X", "message": command}]})
-    render.print_plan({"warnings": [f"W_X: {command}"]})
-    assert capsys.readouterr().err == f"warning: W_X {command}\nwarning: W_X: {command}\n"
+    assert capsys.readouterr().err == f"warning: W_X {command}\n"
 
 
 class Terminal(io.StringIO):
@@ -126,9 +174,9 @@ def test_sizes_are_readable(count: float, text: str) -> None:
 
 def test_a_plan_is_a_list_of_readable_values(capsys: pytest.CaptureFixture[str]) -> None:
     render.print_plan({"base": "b", "rows": {"harmful_fit": 9600}, "bytes": {"fisher_rows": 59_768_832}, "x": None,
-                       "flag": True, "warnings": ["W_NO_TASK_ROWS: none"]})
+                       "flag": True, "warnings": [{"code": "W_NO_TASK_ROWS", "message": "none"}]})
     captured = capsys.readouterr()
     values = dict(re.split(r"\s{2,}", line.strip()) for line in captured.out.splitlines()[1:])
     assert values == {"base": "b", "rows: harmful fit": "9,600", "bytes: fisher rows": "59.8 MB", "x": "-",
                       "flag": "yes"}
-    assert captured.err == "warning: W_NO_TASK_ROWS: none\n"
+    assert captured.err == ""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -101,6 +103,29 @@ def test_the_printed_configuration_is_read_back(pipeline: Pipeline, capsys: Capt
     assert pipeline.called[0][0] == RestoreConfig(base="b", tuned="t", task=("x",), controls=False)
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
+def test_what_programs_read_is_utf_8_whatever_the_terminal_has(
+        pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, encoding: str) -> None:
+    """Files of --config are, JSON is by its standard, and both come from a pipe."""
+    name = "Modelle/größer \u2603"
+
+    def told(*arguments: str) -> bytes:
+        stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="replace")
+        with monkeypatch.context() as patch:
+            patch.setattr("sys.stdout", stream)
+            run(["restore", name, "t", *arguments])
+            stream.flush()
+        return stream.buffer.getvalue()
+
+    Path("c.yaml").write_bytes(told("--print-config"))
+    assert run(["restore", "-c", "c.yaml", "-o", "out"]) == 0
+    assert pipeline.called[0][0].base == name
+    pipeline.outcome = report(stopped_because=name)
+    assert json.loads(told("-o", "out", "--json").decode("utf-8"))["stopped_because"] == name
+    pipeline.outcome = UsageError(f"no such folder - {name}", hint="h")
+    assert json.loads(told("-o", "out", "--json").decode("utf-8"))["error"]["what"] == f"no such folder - {name}"
+
+
 def test_a_plan_is_printed_without_a_run(pipeline: Pipeline, capsys: Capture) -> None:
     assert run(["restore", "b", "t", "--dry-run"]) == 0
     text = capsys.readouterr().out
@@ -108,6 +133,14 @@ def test_a_plan_is_printed_without_a_run(pipeline: Pipeline, capsys: Capture) ->
     assert run(["restore", "b", "t", "--dry-run", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["rows"] == {"harmful": 64}
     assert [out for _, out in pipeline.called] == [None, None]
+
+
+@pytest.mark.parametrize(("flags", "said"), [([], "warning: W_NO_TASK_ROWS none\n"), (["-q"], ""),
+                                             (["--json"], "warning: W_NO_TASK_ROWS none\n")])
+def test_warnings_of_a_plan_are_those_of_a_run(pipeline: Pipeline, capsys: Capture, flags: list[str],
+                                               said: str) -> None:
+    assert run(["restore", "b", "t", "--dry-run", *flags]) == 0
+    assert capsys.readouterr().err == said
 
 
 def test_a_plan_finds_an_out_that_cannot_be_written(pipeline: Pipeline, capsys: Capture) -> None:
@@ -140,13 +173,17 @@ def test_quiet_prints_one_line(pipeline: Pipeline, capsys: Capture) -> None:
     assert captured.out == "restored (exit 0): harmful answers 97.7% -> 0.8%\n" and captured.err == ""
 
 
-def test_a_refused_report_is_an_error_and_still_the_document(pipeline: Pipeline, capsys: Capture) -> None:
+@pytest.mark.parametrize("by", ["flag", "environment"])
+def test_a_refused_report_is_an_error_and_still_the_document(
+        pipeline: Pipeline, capsys: Capture, monkeypatch: pytest.MonkeyPatch, by: str) -> None:
+    if by == "environment":
+        monkeypatch.setenv("SAFERESTORE_JSON", "1")
     pipeline.outcome = {
         "schema_version": "1.0", "command": "restore", "status": "error", "exit_code": 1, "verdict": "refused",
         "error": {"what": "the loss is not finite", "hint": "lower --max-drift"}, "warnings": []}
-    assert run(["restore", "b", "t", "-o", "out", "--json"]) == 1
+    assert run(["restore", "b", "t", "-o", "out", *(["--json"] if by == "flag" else [])]) == 1
     captured = capsys.readouterr()
-    assert json.loads(captured.out)["verdict"] == "refused"
+    assert json.loads(captured.out) == pipeline.outcome
     assert two_lines(captured.err) == ("the loss is not finite", "lower --max-drift")
 
 
@@ -241,6 +278,9 @@ def test_a_flag_that_the_environment_leaves_off_is_off_in_a_failure_too(
     (["restore", "b", "t", "-o", "out", "--config", "none.yaml"], "none.yaml", "readable YAML"),
     (["restore", "b", "t", "-o", "out", "--resume", "--restart"], "to begin again - --resume --restart", "one of them"),
     (["restore", "b", "t", "--dry-run", "--resume"], "no folder with an interrupted run - --out", "-o OUT"),
+    (["restore", "b", "t", "-o"], "requires an argument", "see: saferestore restore --help"),
+    (["restore", "b", "t", "--json=3"], "option '--json' does not take a value", "see: saferestore restore --help"),
+    (["--version=3"], "option '--version' does not take a value", "see: saferestore --help"),
     (["restor"], "no such command 'restor'", "restore"),
     (["restore", "b", "t", "u", "-o", "out"], "unexpected extra argument", "saferestore restore --help")])
 def test_wrong_usage_says_what_and_how(
@@ -295,6 +335,25 @@ def test_the_help_names_no_type_of_the_program(capsys: Capture) -> None:
     for command in ("restore", "eval", "compare", "probe", "score"):
         assert run([command, "--help"]) == 0
         assert "list[" not in (text := capsys.readouterr().out) and "-o, --out OUT" in text
+
+
+def test_the_help_of_a_command_names_only_options_that_it_has(capsys: Capture) -> None:
+    for command in ("restore", "eval", "compare", "probe", "score"):
+        assert run([command, "--help"]) == 0
+        text = capsys.readouterr().out
+        listed = set(re.findall(r"^  (?:-\w, )?(--[a-z-]+)(?: / (--[a-z-]+))?", text, re.MULTILINE))
+        assert set(re.findall(r"--[a-z]+[a-z-]*", text)) <= {flag for pair in listed for flag in pair}
+
+
+def test_what_reads_the_same_settings_says_so_in_the_same_words() -> None:
+    """Options of one row of `options.py`; those of a command's own may differ."""
+    helps: dict[str, set[str]] = {}
+    for command in typer.main.get_command(commands).commands.values():
+        for option in command.params:
+            helps.setdefault(option.name or "", set()).add(getattr(option, "help", None) or "")
+    own = {"base", "tuned", "model", "command", "out", "harmful", "task", "benign", "untouched", "train", "max_drift",
+           "fit_rows", "batch_size", "rank", "seed", "gate_mode", "redact", "points", "reach", "top"}
+    assert {name for name, told in helps.items() if len(told) > 1} <= own
 
 
 def test_help_lists_the_exit_codes(capsys: Capture) -> None:

@@ -102,6 +102,17 @@ def test_what_is_printed_fits_80_columns_and_no_text_of_a_row_is_obeyed(
     assert capsys.readouterr().out == "1 of 40 rows cost safety above 0.0001 nats per token\n"
 
 
+def test_an_answer_cuts_no_number_of_its_row(called: Called, capsys: pytest.CaptureFixture[str],
+                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    row = {**ROW, "line": 123456, "influence_nats_per_token": -0.000123, "loss_nats_per_token": 0.000331,
+           "text": "[1234 characters, sha256 0123456789abcdef]"}
+    monkeypatch.setitem(FOUND, "rows", {**FOUND["rows"], "most_harmful": [row]})
+    assert run(["score", "b", "t"]) == 0
+    shown = capsys.readouterr().out
+    assert " 123456  -0.000123  0.000331  30 " in shown and "\u2026" not in shown
+    assert "0123456789abcdef]" in shown and all(len(line) <= 80 for line in shown.splitlines())
+
+
 def test_without_rows_the_first_line_says_how_to_have_them(called: Called, monkeypatch: pytest.MonkeyPatch,
                                                           capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setitem(FOUND, "rows", None)

@@ -82,16 +82,23 @@ def test_a_full_checkpoint_counts_its_own_weights_and_a_fresh_adapter(saved: tup
     assert plan["adapter_parameters"] == sum(leaf.numel() for leaf in live.leaves.values())
 
 
+def test_the_method_that_would_run_is_in_the_plan(pair: CheckpointPair) -> None:
+    for method, engine in (("curvature", CONFIG.engine), ("anchor-cg", CONFIG.engine), ("scale", None)):
+        plan = estimate(pair, ROWS, replace(CONFIG, method=method), device="cpu")
+        assert (plan["method"], plan["engine"]) == (method, engine)
+
+
 def test_warnings_of_checkpoints_and_rows_are_in_the_plan(pair: CheckpointPair) -> None:
     warned = replace(ROWS, warnings=(("W_ROWS", "one"),))
     plan = estimate(replace(pair, warnings=(("W_PAIR", "two"),)), warned, CONFIG, device="cpu")
-    assert plan["warnings"] == ["W_PAIR: two", "W_ROWS: one"]
+    assert plan["warnings"] == [{"code": "W_PAIR", "message": "two"}, {"code": "W_ROWS", "message": "one"}]
 
 
 def test_a_plan_counts_prompts_without_room_for_an_answer(pair: CheckpointPair) -> None:
     rows = selection(harmful=[record("bad"), record("x" * 200)])
     found = estimate(pair, rows, RestoreConfig("b", "t"), device="cpu")
-    assert found["rows"]["harmful_fit"] == 1 and any("W_TOO_LONG: 1 prompts" in told for told in found["warnings"])
+    assert found["rows"]["harmful_fit"] == 1
+    assert [each["message"][:9] for each in found["warnings"] if each["code"] == "W_TOO_LONG"] == ["1 prompts"]
 
 
 def test_weights_that_have_other_names_in_their_files_are_counted(pair: CheckpointPair,

@@ -38,6 +38,16 @@ def test_the_agreement_of_judges_is_a_table() -> None:
     assert r"| a | b\|c | harmful | 7 | 2 | 0.5 | - |" in summary(made(agreement=[row]))
 
 
+@pytest.mark.parametrize(("judges", "said"), [
+    (("refusal-wording", "harmbench=/m"), "Rates by refusal-wording come from the wording of answers: a smoke test."),
+    (("refusal-substrings-gcg",), "Rates by refusal-substrings-gcg come from the wording of answers: a smoke test."),
+    (("harmbench=/m",), "p by the exact McNemar test.")])
+def test_judges_by_wording_are_called_a_smoke_test_and_no_others(judges: tuple[str, ...], said: str) -> None:
+    found = made()
+    found["inputs"]["judges"] = dict.fromkeys(judges, {"kind": "answer"})
+    assert summary(found).endswith(f"{said}\n")
+
+
 def test_what_the_model_said_is_not_in_it() -> None:
     assert "own words" not in summary(made()) and "prompt 1" not in summary(made())
 

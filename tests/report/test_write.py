@@ -140,7 +140,8 @@ def test_the_page_is_well_formed_and_has_no_scripts_or_links(made: dict[str, Any
 def test_the_page_shows_what_matters() -> None:
     text = page(without_task(), CONFIG)
     for expected in ("restored", "97.7% (94.7-100)", "W_NO_TASK_ROWS", "no task rows were given", "scale", "random",
-                     "identity", "model.layers.1.self_attn.q_proj", "smoke test", "-o OUT"):
+                     "identity", "model.layers.1.self_attn.q_proj", "smoke test", "-o OUT",
+                     "<th>control</th><th>drift, nats per token</th>"):
         assert expected in text
 
 
