@@ -118,6 +118,12 @@ def test_a_setting_that_is_given_twice_is_refused(tmp_path: Path, content: str):
     assert "each setting once" in caught.value.hint
 
 
+def test_a_setting_given_twice_is_refused_where_neither_key_is_the_fields_own(tmp_path: Path):
+    (tmp_path / "c.yaml").write_text("hold-out_categories: 1\nhold_out-categories: 2\n", encoding="utf-8")
+    with pytest.raises(UsageError, match="`hold-out_categories` is given twice"):
+        read_yaml(tmp_path / "c.yaml", FIELDS)
+
+
 def test_a_mapping_that_takes_over_another_may_say_one_of_its_keys_anew():
     """`n` is made after `c`, which is why keys are looked at as they are written."""
     text = "a: &a {x: 1}\nn: {b: &b {<<: *a, x: 2}}\nc: {<<: *b}\n"
