@@ -160,8 +160,9 @@ def _eos(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def _up_to_end_of_turn(ids: list[int], tokenizer: PreTrainedTokenizerBase, special: frozenset[int]) -> list[int]:
-    """Drop the line end that some templates write after the end of the turn: no model has to produce it."""
-    last = max((i for i, token in enumerate(ids) if token in special), default=None)
-    if last is None:
-        return ids + _eos(tokenizer)
-    return ids if str(tokenizer.decode(ids[last + 1:])).strip() else ids[:last + 1]
+    """Cut after the first special token behind the words: a line end or an end of text after it no model produces."""
+    words = len(ids)
+    while words and (ids[words - 1] in special or not str(tokenizer.decode(ids[words - 1:words])).strip()):
+        words -= 1
+    end = next((i for i in range(words, len(ids)) if ids[i] in special), None)
+    return ids + _eos(tokenizer) if end is None else ids[:end + 1]
