@@ -93,7 +93,7 @@ def _alpaca(row: Row) -> Record | Skipped:
 
 def _history(pairs: object) -> list[Message] | Skipped:
     """Read earlier turns as LLaMA-Factory has them: a list of [what was asked, what was answered]."""
-    if not pairs or isinstance(pairs, float):  # NaN: an empty cell
+    if not pairs or pairs == "[]" or isinstance(pairs, float):  # how CSV writes an empty list; NaN: an empty cell
         return []
     texts: list[object] = [None]
     if isinstance(pairs, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):

@@ -159,11 +159,11 @@ def test_a_developer_speaks_as_the_system_and_one_that_says_nothing_is_left_out(
 def test_earlier_turns_of_an_instruction_stand_before_it(tmp_path: Path) -> None:
     row = {"instruction": "I", "input": "", "output": "O", "system": "S", "history": [["U", "A"], ["V", "B"]]}
     alone = {"instruction": "I", "output": "O"}
-    later, *others = read(tmp_path, [row, *({**alone, "history": empty} for empty in ([], None, float("nan")))],
+    later, *others = read(tmp_path, [row, *({**alone, "history": empty} for empty in ([], None, float("nan"), "[]"))],
                           "alpaca").records
     assert [(m.role, m.content) for m in later.messages] == [
         ("system", "S"), ("user", "U"), ("assistant", "A"), ("user", "V"), ("assistant", "B"), ("user", "I")]
-    assert [[m.content for m in other.messages] for other in others] == [["I"]] * 3
+    assert [[m.content for m in other.messages] for other in others] == [["I"]] * 4
 
 
 def test_a_turn_may_hold_null_under_the_keys_of_the_other_format(tmp_path: Path) -> None:
