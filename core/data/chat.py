@@ -78,9 +78,13 @@ class ChatFormat:
 
     @cached_property
     def _special_ids(self) -> frozenset[int]:
-        """Ids of special tokens, also of those without a role's name, such as what ends a turn of Gemma 3."""
-        added = self.tokenizer.added_tokens_decoder
-        return frozenset((*self.tokenizer.all_special_ids, *(i for i, token in added.items() if token.special)))
+        """Ids of special tokens, also of those without a role's name, such as what ends a turn of Gemma 3.
+
+        The token of unknown words is none, where it ends no text: it stands for words.
+        """
+        added, ends = self.tokenizer.added_tokens_decoder, _eos(self.tokenizer)
+        ids = (*self.tokenizer.all_special_ids, *(i for i, token in added.items() if token.special))
+        return frozenset(i for i in ids if i != self.tokenizer.unk_token_id or i in ends)
 
     @property
     def pad_id(self) -> int:
