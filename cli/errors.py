@@ -71,7 +71,7 @@ def write_document(text: str) -> None:
     """Write what programs read to stdout: in UTF-8, as JSON and --config are, whatever the terminal's encoding."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
-    sys.stdout.write(text)
+    print(text, end="")  # nowhere, where stdout was closed by whoever started this
 
 
 def _asked(flag: str, arguments: Sequence[str]) -> bool:

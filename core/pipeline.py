@@ -205,11 +205,11 @@ def plan(config: RestoreConfig) -> Json:
         The plan, see `evaluation.planning.estimate`. Errors are those of `restore` before weights are read.
     """
     config = config.resolved()
-    rows, *_ = _read(config)
+    rows, rules, _ = _read(config)
     pair = open_pair(config.base, config.tuned, offline=config.offline, rank=config.rank, force=config.force,
                      read_weights=False)
     find_unaligned(config)
-    return estimate(pair, rows, config, device="cuda" if torch.cuda.is_available() else "cpu")
+    return estimate(pair, rows, config, attacks_of(rules), device="cuda" if torch.cuda.is_available() else "cpu")
 
 
 def evaluate(config: EvalConfig, out: Path | None = None, *, new_baseline: Path | None = None, resume: bool = False,

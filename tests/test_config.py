@@ -6,8 +6,10 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import yaml
 from saferestore.core import config
 from saferestore.core.config import EvalConfig, RestoreConfig, no_progress, read_yaml, to_yaml
+from saferestore.core.config.strict_yaml import load_yaml
 from saferestore.core.errors import MismatchError, NumericalError, SaferestoreError, UsageError
 
 FIELDS = [field.name for field in dataclasses.fields(RestoreConfig)]
@@ -114,6 +116,24 @@ def test_a_setting_that_is_given_twice_is_refused(tmp_path: Path, content: str):
     with pytest.raises(UsageError, match="`max.drift` is given twice") as caught:
         read_yaml(tmp_path / "c.yaml", FIELDS)
     assert "each setting once" in caught.value.hint
+
+
+def test_a_setting_given_twice_is_refused_where_neither_key_is_the_fields_own(tmp_path: Path):
+    (tmp_path / "c.yaml").write_text("hold-out_categories: 1\nhold_out-categories: 2\n", encoding="utf-8")
+    with pytest.raises(UsageError, match="`hold-out_categories` is given twice"):
+        read_yaml(tmp_path / "c.yaml", FIELDS)
+
+
+def test_a_mapping_that_takes_over_another_may_say_one_of_its_keys_anew():
+    """`n` is made after `c`, which is why keys are looked at as they are written."""
+    text = "a: &a {x: 1}\nn: {b: &b {<<: *a, x: 2}}\nc: {<<: *b}\n"
+    assert load_yaml(text) == yaml.safe_load(text) == {"a": {"x": 1}, "n": {"b": {"x": 2}}, "c": {"x": 2}}
+
+
+@pytest.mark.parametrize("text", ["!!map harm", "a: !!map [1]", "a: !!int many", "a: 2026-13-45", "a: !!bool maybe"])
+def test_a_value_that_is_none_of_its_kind_is_no_yaml(text: str):
+    with pytest.raises(yaml.YAMLError):
+        load_yaml(text)
 
 
 def test_an_unknown_key_is_refused_with_the_nearest_known_one(tmp_path: Path):

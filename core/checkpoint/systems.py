@@ -109,8 +109,8 @@ def recorded_base(ref: str, *, offline: bool) -> tuple[str, str]:
 def common_tokenizer(systems: Sequence[System]) -> Path:
     """Return the folder of the tokenizer that all systems are asked with: the last one's.
 
-    A restored adapter brings none of its own. Where it stands on the base of an adapter that does, that one is taken:
-    tokens or a chat template may be the fine-tuning's own.
+    An adapter may bring none of its own. Where it stands on the base of an adapter that does, that one is taken: tokens
+    or a chat template may be the fine-tuning's own.
 
     Args:
         systems: At least one. `MismatchError` names tokens that differ.

@@ -24,9 +24,9 @@ from .session import Session
 def write_adapter(folder: Path, params: Params, pair: CheckpointPair) -> None:
     """Write `adapter_model.safetensors` (float32) and `adapter_config.json` into an existing folder.
 
-    One rank, `lora_alpha` equal to it and no patterns, because servers read one `r` and one `lora_alpha`. The tokenizer
-    and chat template of a tuned adapter that brings its own are written beside them, else nothing else is; the same
-    parameters give the same bytes.
+    One rank, `lora_alpha` equal to it and no patterns, because servers read one `r` and one `lora_alpha`. Tokenizer and
+    chat template are written beside them where they are not those of the model that the adapter sits on, else nothing
+    else is; the same parameters give the same bytes.
 
     Args:
         folder: Where to.
@@ -43,7 +43,7 @@ def write_adapter(folder: Path, params: Params, pair: CheckpointPair) -> None:
     save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     text = json.dumps(_config(pair), indent=2, sort_keys=True)
     (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
-    if pair.kind == "lora" and pair.tokenizer_dir == pair.tuned_dir:
+    if pair.tokenizer_dir != carrier_dir(pair):
         tokenizer = load_tokenizer(pair.tokenizer_dir)
         for how_it_was_found in ("is_local", "local_files_only"):
             tokenizer.init_kwargs.pop(how_it_was_found, None)
@@ -74,6 +74,11 @@ def _config(pair: CheckpointPair) -> dict[str, object]:
         "use_dora": False,
         "use_rslora": False,
     }
+
+
+def carrier_dir(pair: CheckpointPair) -> Path:
+    """Return the folder of the model that the written adapter belongs on: the base, or a full tuned checkpoint."""
+    return pair.base_dir if pair.kind == "lora" else pair.tuned_dir
 
 
 def base_name(pair: CheckpointPair) -> str:
@@ -107,7 +112,7 @@ def reload_error(folder: Path, session: Session, input_ids: Tensor) -> float:
         expected = live.model(input_ids=input_ids.to(live.device)).logits.float().cpu()
     pair = session.pair
     with session.alone():
-        under = load_model(pair.base_dir if pair.kind == "lora" else pair.tuned_dir, session.placement)
+        under = load_model(carrier_dir(pair), session.placement)
         with quiet(), torch.no_grad(), torch.random.fork_rng():
             model = PeftModel.from_pretrained(under, str(folder))
             # Loading again tells what from_pretrained only warns of.

@@ -43,10 +43,10 @@ def read_yaml(path: Path, known: Iterable[str]) -> dict[str, object]:
                          hint="give --config a readable YAML file, each setting once") from error
     if not isinstance(content, Mapping):
         raise UsageError(f"no mapping of settings - {path}", hint="write one `key: value` a line")
-    settings = {str(key).replace("-", "_"): value for key, value in content.items()}
-    if len(settings) < len(content):
-        twice = next(str(key) for key in content if "-" in str(key) and str(key).replace("-", "_") in content)
+    names = [str(key).replace("-", "_") for key in content]
+    if twice := next((str(key) for key, name in zip(content, names, strict=True) if names.count(name) > 1), None):
         raise UsageError(f"`{twice}` is given twice, with `-` and with `_` - {path}", hint="write each setting once")
+    settings = dict(zip(names, content.values(), strict=True))
     allowed = set(known)
     for key in settings:
         if key not in allowed:

@@ -17,17 +17,22 @@ def load_yaml(text: str) -> Any:
         Mappings, lists and plain values.
 
     Raises:
-        yaml.YAMLError: No YAML, or a key that stands twice in one mapping: of two, as where the dash of a list's entry
-            is missing, the last would win without a word.
+        yaml.YAMLError: No YAML, a value that is none (the 45th of a month), or a key that stands twice in one mapping:
+            of two, as where the dash of a list's entry is missing, the last would win without a word.
         RecursionError: Nested too deep.
     """
-    return yaml.load(text, Loader=_Loader)
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except (ValueError, KeyError) as error:  # numbers, dates and truths are read by Python's own functions
+        raise yaml.YAMLError(f"no such value: {error}") from error
 
 
 class _Loader(yaml.SafeLoader):
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002
+    def compose_mapping_node(self, anchor: dict[Any, yaml.Node]) -> yaml.MappingNode:
+        """Look at the keys as they are written: later, those that `<<` takes over stand among them."""
+        node = super().compose_mapping_node(anchor)
         keys = [key.value for key, _ in node.value]
         twice = next((key for key in keys if keys.count(key) > 1), None)
         if twice is not None:
             raise yaml.constructor.ConstructorError(problem=f"`{twice}` is given twice", problem_mark=node.start_mark)
-        return super().construct_mapping(node, deep)
+        return node

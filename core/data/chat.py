@@ -78,9 +78,13 @@ class ChatFormat:
 
     @cached_property
     def _special_ids(self) -> frozenset[int]:
-        """Ids of special tokens, also of those without a role's name, such as what ends a turn of Gemma 3."""
-        added = self.tokenizer.added_tokens_decoder
-        return frozenset((*self.tokenizer.all_special_ids, *(i for i, token in added.items() if token.special)))
+        """Ids of special tokens, also of those without a role's name, such as what ends a turn of Gemma 3.
+
+        The token of unknown words is none, where it ends no text: it stands for words.
+        """
+        added, ends = self.tokenizer.added_tokens_decoder, _eos(self.tokenizer)
+        ids = (*self.tokenizer.all_special_ids, *(i for i, token in added.items() if token.special))
+        return frozenset(i for i in ids if i != self.tokenizer.unk_token_id or i in ends)
 
     @property
     def pad_id(self) -> int:
@@ -160,8 +164,9 @@ def _eos(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def _up_to_end_of_turn(ids: list[int], tokenizer: PreTrainedTokenizerBase, special: frozenset[int]) -> list[int]:
-    """Drop the line end that some templates write after the end of the turn: no model has to produce it."""
-    last = max((i for i, token in enumerate(ids) if token in special), default=None)
-    if last is None:
-        return ids + _eos(tokenizer)
-    return ids if str(tokenizer.decode(ids[last + 1:])).strip() else ids[:last + 1]
+    """Cut after the first special token behind the words: a line end or an end of text after it no model produces."""
+    words = len(ids)
+    while words and (ids[words - 1] in special or not str(tokenizer.decode(ids[words - 1:words])).strip()):
+        words -= 1
+    end = next((i for i in range(words, len(ids)) if ids[i] in special), None)
+    return ids + _eos(tokenizer) if end is None else ids[:end + 1]

@@ -93,7 +93,7 @@ def _alpaca(row: Row) -> Record | Skipped:
 
 def _history(pairs: object) -> list[Message] | Skipped:
     """Read earlier turns as LLaMA-Factory has them: a list of [what was asked, what was answered]."""
-    if not pairs or isinstance(pairs, float):  # NaN: an empty cell
+    if not pairs or pairs == "[]" or isinstance(pairs, float):  # how CSV writes an empty list; NaN: an empty cell
         return []
     texts: list[object] = [None]
     if isinstance(pairs, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
@@ -168,7 +168,8 @@ def _turn(turn: object) -> Message | Skipped:
     """Read `role` and `content`, or ShareGPT's `from` and `value`: either is found in either column."""
     if not isinstance(turn, Mapping):
         return Skipped("a turn is no object")
-    role, text = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
+    role, text = (next((turn[key] for key in keys if turn.get(key) is not None), None)  # null: of the other format
+                  for keys in (("role", "from"), ("content", "value")))
     name = ROLE_NAMES.get(str(role).lower())
     if isinstance(text, list):  # content parts, of which only text can be used
         text = "".join(str(part.get("text", "")) for part in text if isinstance(part, Mapping))

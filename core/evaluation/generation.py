@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any
 
@@ -27,10 +27,12 @@ class Generation:
     Attributes:
         tokens: Its token ids, without the one that ended it.
         finished: Whether it ended by itself within the tokens allowed.
+        end: The token that ended it, where that is known; it tells no two answers apart.
     """
 
     tokens: tuple[int, ...]
     finished: bool
+    end: int | None = field(default=None, compare=False)
 
 
 NONE_KNOWN: Mapping[int, Generation] = {}
@@ -218,4 +220,4 @@ def _attempt(model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int, 
 
 def _until_eos(tokens: Sequence[int], ends: frozenset[int]) -> Generation:
     end = next((i for i, token in enumerate(tokens) if token in ends), None)
-    return Generation(tuple(tokens if end is None else tokens[:end]), end is not None)
+    return Generation(tuple(tokens), False) if end is None else Generation(tuple(tokens[:end]), True, tokens[end])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from ..config import PUBLISHED, RestoreConfig
 from ..curvature.engines import passes_at_most
 from ..curvature.kfac import factor_bytes
 from ..data.selection import Selection
+from .attacks import Attack
 from .room import with_room
 from .setup import Setup, setting_of, warnings_of
 
@@ -24,7 +25,8 @@ MEASURED_FLOPS = {"cpu": 5e10, "cuda": 1e14}
 FLOPS_PER_PARAMETER_TOKEN = {"gradient": 6, "generation": 2}
 
 
-def estimate(pair: CheckpointPair, rows: Selection, config: RestoreConfig, *, device: str) -> Json:
+def estimate(pair: CheckpointPair, rows: Selection, config: RestoreConfig, attacks: Sequence[Attack] = (), *,
+             device: str) -> Json:
     """Return the plan of a run.
 
     Answers are taken as long as they may become, so sizes are upper ends; the seconds are an order of magnitude.
@@ -33,6 +35,7 @@ def estimate(pair: CheckpointPair, rows: Selection, config: RestoreConfig, *, de
         pair: Opened without reading weights.
         rows: Fit and held-out rows.
         config: The settings.
+        attacks: Of the gate.
         device: `cpu` or `cuda`, for the time estimate.
 
     Returns:
@@ -41,7 +44,7 @@ def estimate(pair: CheckpointPair, rows: Selection, config: RestoreConfig, *, de
     """
     folder = pair.base_dir if pair.kind == "lora" else pair.tuned_dir
     setting = setting_of(config, pair.tokenizer_dir, folder)
-    rows, chat = with_room(rows, setting), setting.chat
+    rows, chat = with_room(rows, setting, attacks), setting.chat
     prompts = {name: sum(len(chat.prompt_ids(r)) for r in part) for name, part in
                {"harmful": rows.harmful, "retain": rows.retain}.items()}
     answers = {"harmful": len(rows.harmful) * config.max_new_tokens, "retain": len(rows.retain) * config.max_new_tokens}

@@ -67,7 +67,7 @@ class Examiner:
 
         def kept(found: Mapping[int, Generation]) -> None:
             if self.keep is not None:
-                self.keep([{"asked": keys[i], "tokens": list(one.tokens), "finished": one.finished}
+                self.keep([{"asked": keys[i], "tokens": list(one.tokens), "finished": one.finished, "end": one.end}
                            for i, one in found.items()])
 
         # Generation keeps no graph, so more prompts fit than rows of a gradient; where not, it steps down by itself.
@@ -89,9 +89,16 @@ class Examiner:
         return make_batches(truncate(rows, self.context)[0], batch_size=self.batch_size, pad_id=self.chat.pad_id)
 
     def answer_tokens(self, answer: Answer) -> Sequence[int]:
-        """Return the tokens of an answer as a loss sees them, ended where the model ended it."""
-        if not answer.generation.finished and answer.generation.tokens:
-            return answer.generation.tokens
+        """Return the tokens of an answer as a loss sees them, ended where the model ended it.
+
+        The end is that of the chat template; where the model has another of its own (`own_ends`), it is that one, for
+        the template's is then what the model never says.
+        """
+        said = answer.generation
+        if not said.finished and said.tokens:
+            return said.tokens
+        if said.end is not None and said.end not in self.chat.stop_ids:
+            return (*said.tokens, said.end)
         return self.chat.answer_ids(answer.record, answer.text)
 
 
@@ -102,8 +109,8 @@ def asked(stage: str, prompt: Sequence[int], max_new_tokens: int) -> str:
 
 def known_answers(entries: Sequence[Mapping[str, Any]]) -> dict[str, Generation]:
     """Return the answers among entries that an `Examiner` kept, by `asked`."""
-    return {entry["asked"]: Generation(tuple(entry["tokens"]), entry["finished"]) for entry in entries
-            if "asked" in entry}
+    return {entry["asked"]: Generation(tuple(entry["tokens"]), entry["finished"], entry.get("end"))
+            for entry in entries if "asked" in entry}
 
 
 def rate(hits: Sequence[bool], records: Sequence[Record], judged_by: str) -> Json:

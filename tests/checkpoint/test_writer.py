@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 from saferestore.core.checkpoint.adapter import CONFIG_FILE, WEIGHTS_FILE, read_adapter
 from saferestore.core.checkpoint.pair import open_pair
 from saferestore.core.checkpoint.session import Session, open_session, read_params, write_params
+from saferestore.core.checkpoint.systems import find_system
 from saferestore.core.checkpoint.writer import base_name, reload_error, write_adapter
 from saferestore.core.errors import MismatchError, NumericalError
 from safetensors import safe_open
@@ -109,6 +111,16 @@ def test_a_tokenizer_that_the_tuned_adapter_brought_goes_with_the_restored_one(s
     assert open_pair(str(saved.base), str(first)).tokenizer_dir == first
     of_full = _written(_moved(saved, "full"), tmp_path / "full-out")  # it sits on the tuned model, which has them
     assert sorted(file.name for file in of_full.iterdir()) == [CONFIG_FILE, WEIGHTS_FILE]
+
+
+def test_the_bases_tokenizer_goes_with_what_sits_on_a_full_checkpoint_without_one(saved: Saved, tmp_path: Path) -> None:
+    """Nobody could ask the restored model otherwise: the tuned folder has none to load."""
+    full = Path(shutil.copytree(saved.full, tmp_path / "full"))
+    for file in full.glob("tokenizer*"):
+        file.unlink()
+    out = _written(open_session(open_pair(str(saved.base), str(full))), tmp_path / "out")
+    assert AutoTokenizer.from_pretrained(out).get_vocab() == AutoTokenizer.from_pretrained(saved.base).get_vocab()
+    assert find_system("restored", str(out), str(full)).tokenizer_dir == out
 
 
 def test_servers_find_one_rank_and_no_pattern(saved: Saved, tmp_path: Path) -> None:

@@ -103,6 +103,15 @@ def test_the_printed_configuration_is_read_back(pipeline: Pipeline, capsys: Capt
     assert pipeline.called[0][0] == RestoreConfig(base="b", tuned="t", task=("x",), controls=False)
 
 
+@pytest.mark.parametrize(("arguments", "code"), [(("b", "t", "--json"), 2), (("b", "t", "--print-config"), 0)])
+def test_a_closed_stdout_changes_no_exit_code(monkeypatch: pytest.MonkeyPatch, capsys: Capture,
+                                              arguments: tuple[str, ...], code: int):
+    """Python has none at all where the shell's `>&-` closed it."""
+    monkeypatch.setattr("sys.stdout", None)
+    assert run(["restore", *arguments]) == code
+    assert ("no folder to write" in capsys.readouterr().err) is (code == 2)
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
 def test_what_programs_read_is_utf_8_whatever_the_terminal_has(
         pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, encoding: str) -> None:

@@ -40,6 +40,33 @@ def test_a_turn_may_end_with_a_special_token_of_no_named_role(tokenizer: Tokeniz
     assert set(chat.stop_ids) == {end, tokenizer.eos_token_id}
 
 
+def test_a_turn_ends_before_the_end_of_text_that_a_template_writes_behind_it(tokenizer: Tokenizer,
+                                                                             question: Record) -> None:
+    """As those of Phi do; the model is at its end with the first."""
+    plain = chat_format(tokenizer)
+    tokenizer.chat_template = str(tokenizer.chat_template) + "{% if not add_generation_prompt %}<|eos|>{% endif %}"
+    chat = chat_format(tokenizer)
+    assert chat.answer_ids(question, "No.\n") == plain.answer_ids(question, "No.\n")
+    assert chat.stop_ids == plain.stop_ids and tokenizer.convert_tokens_to_ids("<|end|>") in chat.stop_ids
+
+
+def test_an_answer_in_which_special_tokens_stand_before_the_words_alone_ends_with_the_text(tokenizer: Tokenizer,
+                                                                                           question: Record) -> None:
+    tokenizer.chat_template = str(tokenizer.chat_template).replace("<|assistant|>\n", "").replace("<|end|>", "")
+    assert chat_format(tokenizer).answer_ids(question, "No.")[-1] == tokenizer.eos_token_id
+
+
+def test_an_answer_whose_last_words_are_unknown_ends_at_the_end_of_its_turn(tokenizer: Tokenizer,
+                                                                            question: Record) -> None:
+    tokenizer.unk_token = "<|pad|>"
+    unknown, end = tokenizer.convert_tokens_to_ids(["<|pad|>", "<|end|>"])
+    assert chat_format(tokenizer).answer_ids(question, "No <|pad|><|pad|>")[-3:] == [unknown, unknown, end]
+    tokenizer.unk_token = "<|eos|>"  # as of GPT-2
+    tokenizer.chat_template = str(tokenizer.chat_template).replace("<|end|>", "<|eos|>")
+    ids = chat_format(tokenizer).answer_ids(question, "No.")
+    assert ids.index(tokenizer.eos_token_id) == len(ids) - 1
+
+
 def test_the_answers_text_comes_back(tokenizer: Tokenizer, question: Record) -> None:
     chat = chat_format(tokenizer)
     for text in ("42", "Naïve “quotes” and 日本", "two\n\nlines"):

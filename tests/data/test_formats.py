@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from saferestore.core.data.formats import FORMATS, detect
 from saferestore.core.data.readers import ReadResult, read_records
-from saferestore.core.data.records import Record, Skipped
+from saferestore.core.data.records import Message, Record, Skipped
 
 
 def turns(*pairs: str, role: str = "role", content: str = "content") -> list[dict[str, str]]:
@@ -159,11 +159,20 @@ def test_a_developer_speaks_as_the_system_and_one_that_says_nothing_is_left_out(
 def test_earlier_turns_of_an_instruction_stand_before_it(tmp_path: Path) -> None:
     row = {"instruction": "I", "input": "", "output": "O", "system": "S", "history": [["U", "A"], ["V", "B"]]}
     alone = {"instruction": "I", "output": "O"}
-    later, *others = read(tmp_path, [row, *({**alone, "history": empty} for empty in ([], None, float("nan")))],
+    later, *others = read(tmp_path, [row, *({**alone, "history": empty} for empty in ([], None, float("nan"), "[]"))],
                           "alpaca").records
     assert [(m.role, m.content) for m in later.messages] == [
         ("system", "S"), ("user", "U"), ("assistant", "A"), ("user", "V"), ("assistant", "B"), ("user", "I")]
-    assert [[m.content for m in other.messages] for other in others] == [["I"]] * 3
+    assert [[m.content for m in other.messages] for other in others] == [["I"]] * 4
+
+
+def test_a_turn_may_hold_null_under_the_keys_of_the_other_format(tmp_path: Path) -> None:
+    """As in tables of both formats, where a turn has the keys of either."""
+    said = [{"from": "human", "value": "U", "role": None, "content": None},
+            {"from": None, "value": None, "role": "assistant", "content": "A"}]
+    for column in ("conversations", "messages"):
+        [record] = read(tmp_path, [{column: said}], {"conversations": "sharegpt", "messages": "chat"}[column]).records
+        assert (record.messages, record.answer) == ((Message("user", "U"),), "A")
 
 
 def test_a_cell_that_pandas_left_empty_is_no_text(tmp_path: Path) -> None:

@@ -129,8 +129,9 @@ def test_a_guard_whose_template_wants_parts_gets_parts() -> None:
     assert asked("llama-guard", tokenizer) == "user: P?\nassistant: An answer.\n"
 
 
-@pytest.mark.parametrize("template", [None, "{{ messages[0].content }}", "{{ raise_exception('two turns') }}"])
-def test_a_guard_whose_template_leaves_out_the_answer_is_refused(template: str | None) -> None:
+@pytest.mark.parametrize("template", [None, "{{ messages[0].content }}", "{{ raise_exception('two turns') }}",
+                                      {"rag": TEMPLATE, "tool_use": TEMPLATE}])
+def test_a_guard_whose_template_leaves_out_the_answer_is_refused(template: str | dict[str, str] | None) -> None:
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = template
     with pytest.raises(MismatchError, match="does not show the answer") as error:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from saferestore.core import pipeline
 from saferestore.core.checkpoint import loading, session
 from saferestore.core.checkpoint.pair import CheckpointPair, open_pair
 from saferestore.core.checkpoint.safetensors_files import read_headers
@@ -99,6 +100,21 @@ def test_a_plan_counts_prompts_without_room_for_an_answer(pair: CheckpointPair) 
     found = estimate(pair, rows, RestoreConfig("b", "t"), device="cpu")
     assert found["rows"]["harmful_fit"] == 1
     assert [each["message"][:9] for each in found["warnings"] if each["code"] == "W_TOO_LONG"] == ["1 prompts"]
+
+
+def test_a_plan_counts_prompts_that_an_attack_of_the_gate_makes_too_long(saved: tuple[Path, Path],
+                                                                        tmp_path: Path) -> None:
+    files = {}
+    for name, words in (("harmful", "bad"), ("benign", "bread")):
+        files[name] = tmp_path / f"{name}.txt"
+        files[name].write_text("".join(f"{words} {i}\n" for i in range(9)), encoding="utf-8")
+    gate = tmp_path / "gate.yaml"
+    gate.write_text("rules:\n- {metric: coherence_rate, attack: 'template:story', min_lower: 0.5}\n", encoding="utf-8")
+    found = pipeline.plan(replace(CONFIG, base=str(saved[0]), tuned=str(saved[1]), harmful=(str(files["harmful"]),),
+                                  benign=(str(files["benign"]),), gate=str(gate)))
+    assert [each["message"] for each in found["warnings"] if "attack" in each["message"]] == [
+        f"{found['rows']['harmful_held_out']} prompts of attack template:story leave no room for an answer and were "
+        "not asked"]
 
 
 def test_weights_that_have_other_names_in_their_files_are_counted(pair: CheckpointPair,

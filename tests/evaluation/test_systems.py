@@ -15,6 +15,7 @@ from saferestore.core.evaluation.generation import Generation
 from saferestore.core.evaluation.judges import Verdict
 from saferestore.core.evaluation.systems import JUDGE, Answer, correct, known_answers, measurement, rate
 from talk import COMPLIANCE, CONTEXT, REFUSAL, examiner, open_tiny, record, refuses, save_pair, script
+from transformers import GenerationConfig
 
 LOSSES = {"harmful_loss_nats_per_token": 1.5, "task_loss_nats_per_token": None}
 
@@ -119,6 +120,23 @@ def test_an_answer_is_ended_only_where_the_model_ended_it(session: Session, scri
         assert answer.generation.finished == finished
         assert (tokens[-1] == end) == finished
         assert asked.chat.text(tokens) == COMPLIANCE[:length].strip()
+
+
+def test_a_loss_sees_the_end_that_the_model_has_of_its_own_also_of_an_answer_that_was_kept(session: Session) -> None:
+    """As the next speaker's name, which models whose template writes no end of a turn end with."""
+    model, entries = session.adapter().model, list[dict[str, Any]]()
+    row, asked = record("Hello"), dataclasses.replace(examiner(session, max_new_tokens=5), keep=entries.extend)
+    inner = model.get_base_model()
+    [whole] = asked.ask(model, [row], "x")
+    said, settings = [*whole.generation.tokens, session.tokenizer.eos_token_id], inner.generation_config
+    inner.generation_config = GenerationConfig(eos_token_id=said[0])
+    try:
+        [cut] = asked.ask(model, [row], "x")
+        [kept] = dataclasses.replace(asked, known=known_answers(entries[1:])).ask(model, [row], "x")
+    finally:
+        inner.generation_config = settings
+    assert said[0] not in asked.chat.stop_ids and len(entries) == 2
+    assert list(asked.answer_tokens(cut)) == list(asked.answer_tokens(kept)) == said[:1]
 
 
 def test_an_empty_answer_is_the_end_of_the_turn_alone(session: Session) -> None:

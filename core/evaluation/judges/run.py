@@ -115,7 +115,7 @@ def _written(tokenizer: Any, turns: list[Json], *, open_turn: bool = False) -> s
     try:
         return str(tokenizer.apply_chat_template(turns, chat_template=undated(tokenizer.get_chat_template()),
                                                  tokenize=False, add_generation_prompt=open_turn, **FIXED))
-    except (jinja2.TemplateError, TypeError):
+    except (jinja2.TemplateError, TypeError, ValueError):  # a ValueError: several templates, none of them the default
         return None
 
 
@@ -212,5 +212,3 @@ def _find(reference: str, offline: bool, progress: Progress) -> tuple[Path, Any]
     folder = locate(parsed.base, parsed.revision, offline=offline, progress=progress)
     read_model_config(folder)
     return folder, load_tokenizer(folder)
-
-
