@@ -392,8 +392,8 @@ def _write(out: Path, report: Json, config: RestoreConfig, prepared: Prepared, s
     with staged(out, force=config.force) as folder:
         write_adapter(folder, outcome.point.params, session.pair)
         probe = prepared.problem.drift.batches[-1].input_ids
-        files = sorted(path for path in folder.iterdir() if path.is_file())
-        written = {path.name: {"sha256": sha256(path), "bytes": path.stat().st_size} for path in files}
+        files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+        written = {name: {"sha256": sha256(path), "bytes": path.stat().st_size} for name, path in files.items()}
         report["outputs"] = {**written, "roundtrip_max_abs_error": reload_error(folder, session, probe)}
         report["run"] = clock.run()
         write_bundle(folder, report, config, command_line(config), answers)

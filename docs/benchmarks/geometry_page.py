@@ -33,8 +33,7 @@ model families. **Measured: {count} of {all} cells** (one fine-tuned model each)
   dimensions from {draws} drawn labels a row. Harmful answers are judged by wording.
 - Controls: `shuffled`, the base with rows and columns of every matrix shuffled; `another base`, trained by the same
   recipe from another seed, where there is one; `itself`, the base with other labels drawn, which is the most an overlap
-  can be (a correlation's is 1, as nothing is drawn). Cells up to commit f11533e drew the labels of all models by one
-  seed, so that those of a tuned model were partly the base's own: their overlaps are too high, 5 of 180 above `itself`.
+  can be (a correlation's is 1, as nothing is drawn).
 - Intervals: mean ± half of a 95% interval by Student's t over seeds; cells of one seed share a base and are averaged
   first. With three seeds t is 4.3, so these are wide, and one may pass the end of its scale. No ±: one seed.
 - Machine: {cpu}, one of {cores} cores, {minutes:.0f} minutes in all; Python {python}, torch {torch}, transformers
