@@ -205,8 +205,8 @@ def findings(rows: list[Row], names: Sequence[str], pairs: Sequence[Key]) -> str
                    for chance in (False, True))
     return "\n".join([
         f"- First by mean area of those run on every pair that ours was: `{first}` ({means[first]:.3f})"
-        f"{'' if first == OURS else f'; `{OURS}` has {means[OURS]:.3f}'}. The published method nearest to it on the same "
-        f"pairs is `{best}`: ours less it {interval(apart)}, "
+        f"{'' if first == OURS else f'; `{OURS}` has {means[OURS]:.3f}'}. The published method nearest to it on the "
+        f"same pairs is `{best}`: ours less it {interval(apart)}, "
         f"which {'excludes' if apart[2] < 0 or apart[1] > 0 else 'does not exclude'} 0.",
         f"- `{OURS}` is undominated by published methods on {free} of {len(mine)} pairs; on {len(mine) - clear} a run "
         "of one has less harm beyond chance (Fisher's exact test of that run's prompts, p < 0.05).", cost(rows, mine),
