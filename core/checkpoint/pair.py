@@ -68,6 +68,11 @@ class CheckpointPair:
     tuned_facts: CheckpointFacts
     warnings: Warnings
 
+    @property
+    def carrier_dir(self) -> Path:
+        """The folder of the model that a restored adapter sits on: the base, or a full tuned checkpoint."""
+        return self.base_dir if self.kind == "lora" else self.tuned_dir
+
 
 @dataclass(frozen=True)
 class _Found:

@@ -43,7 +43,7 @@ def write_adapter(folder: Path, params: Params, pair: CheckpointPair) -> None:
     save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     text = json.dumps(_config(pair), indent=2, sort_keys=True)
     (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
-    if pair.tokenizer_dir != carrier_dir(pair):
+    if pair.tokenizer_dir != pair.carrier_dir:
         tokenizer = load_tokenizer(pair.tokenizer_dir)
         for how_it_was_found in ("is_local", "local_files_only"):
             tokenizer.init_kwargs.pop(how_it_was_found, None)
@@ -74,11 +74,6 @@ def _config(pair: CheckpointPair) -> dict[str, object]:
         "use_dora": False,
         "use_rslora": False,
     }
-
-
-def carrier_dir(pair: CheckpointPair) -> Path:
-    """Return the folder of the model that the written adapter belongs on: the base, or a full tuned checkpoint."""
-    return pair.base_dir if pair.kind == "lora" else pair.tuned_dir
 
 
 def base_name(pair: CheckpointPair) -> str:
@@ -112,7 +107,7 @@ def reload_error(folder: Path, session: Session, input_ids: Tensor) -> float:
         expected = live.model(input_ids=input_ids.to(live.device)).logits.float().cpu()
     pair = session.pair
     with session.alone():
-        under = load_model(carrier_dir(pair), session.placement)
+        under = load_model(pair.carrier_dir, session.placement)
         with quiet(), torch.no_grad(), torch.random.fork_rng():
             model = PeftModel.from_pretrained(under, str(folder))
             # Loading again tells what from_pretrained only warns of.

@@ -42,7 +42,7 @@ def estimate(pair: CheckpointPair, rows: Selection, config: RestoreConfig, attac
         Counts of rows and tokens, bytes by purpose, gradient passes and seconds, as plain JSON values; of the rows that
         leave room for an answer (errors are those of `with_room` and `setting_of`).
     """
-    folder = pair.base_dir if pair.kind == "lora" else pair.tuned_dir
+    folder = pair.carrier_dir
     setting = setting_of(config, pair.tokenizer_dir, folder)
     rows, chat = with_room(rows, setting, attacks), setting.chat
     prompts = {name: sum(len(chat.prompt_ids(r)) for r in part) for name, part in
